@@ -30,7 +30,8 @@ class RlConfig:
     # what answers; embedded: the run's own modules, on its own ranks; lmdeploy: LMDeploy's api_server at rl.url; ray:
     # rl.rollout_workers engines with weights of their own, on the machines of a Ray cluster
     engine: Engine = "embedded"
-    url: str = _free("")  # lmdeploy: the server's address, such as http://localhost:23333
+    # lmdeploy: the server's address, such as http://localhost:23333, or those of several with commas between them
+    url: str = _free("")
     bucket_mb: int = _free(512)  # lmdeploy, ray: the most weights in one message, MiB
     # lmdeploy: how weights are sent; buckets: as memory that a server on this machine opens; distributed: through a
     # process group with the server's workers, NCCL between GPUs, which may be on other machines
@@ -88,6 +89,11 @@ class RlConfig:
     deadline_s: float = _free(600.0)  # seconds that a round of rollouts may take
     environment_s: float = _free(60.0)  # seconds that one step of one environment may take
     eval_questions: int = _free(128)  # held-out questions of each source in an evaluation
+
+    @property
+    def urls(self) -> list[str]:
+        """The addresses of `url`."""
+        return [one.strip() for one in self.url.split(",")]
 
     @property
     def rounds_ahead(self) -> int:

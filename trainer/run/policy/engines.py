@@ -15,6 +15,7 @@ from trainer.data.questions.asked import Questions
 from trainer.model.exact.blocks import KEYS
 from trainer.rl.rollout.embedded import CHUNK, NAME, Embedded
 from trainer.rl.rollout.protocol import RolloutEngine
+from trainer.rl.rollout.several import Several
 from trainer.rl.servers.remote import Remote
 from trainer.run.build import Parts
 
@@ -52,18 +53,34 @@ def build_engine(
         text = f"rl.engine=lmdeploy needs httpx, which is not installed; {remedy}"
         raise UserError(text, where="rl.engine", value="lmdeploy", allowed=remedy)
     from trainer.rl.servers.http import address_of
+
+    make = partial(_servers, cfg, cfg.rl.concurrent * parts.place.readers)
+    name = f"LMDeploy at {', '.join(map(address_of, cfg.rl.urls))}"
+    return name, Remote(make, stages, cfg.model, world, parts.place, weights)
+
+
+def _servers(cfg: Config, concurrency: int) -> RolloutEngine:
+    """The servers of `rl.url`. concurrency: requests to all of them side by side."""
     from trainer.rl.servers.lmdeploy import LMDeployEngine
 
-    make = partial(
-        LMDeployEngine,
-        cfg.rl.url,
-        model=cfg.model,
-        routes=cfg.rl.replay != "off",
-        concurrency=cfg.rl.concurrent * parts.place.readers,
-        bucket_mb=cfg.rl.bucket_mb,
-        distributed=cfg.rl.sync == "distributed",
-    )
-    return f"LMDeploy at {address_of(cfg.rl.url)}", Remote(make, stages, cfg.model, world, parts.place, weights)
+    urls, engines = cfg.rl.urls, list[LMDeployEngine]()
+    try:
+        for url in urls:
+            engines.append(
+                LMDeployEngine(
+                    url,
+                    model=cfg.model,
+                    routes=cfg.rl.replay != "off",
+                    concurrency=-(-concurrency // len(urls)),
+                    bucket_mb=cfg.rl.bucket_mb,
+                    distributed=cfg.rl.sync == "distributed",
+                )
+            )
+    except BaseException:
+        for engine in engines:
+            engine.close()
+        raise
+    return engines[0] if len(engines) == 1 else Several(engines, cfg.rl.bucket_mb << 20)
 
 
 def _ray_workers(cfg: Config, rollouts: int, longest: int) -> Callable[[], RolloutEngine]:

@@ -133,13 +133,16 @@ def _engine(rl: RlConfig) -> Iterator[Fault]:
                 yield Fault(text, f"rl.{key}", value, (allowed,))
     if rl.engine != "lmdeploy":
         return
-    if not _is_address(rl.url):
-        found = f"rl.url={rl.url} is not the address of a server" if rl.url else "rl.url is missing"
-        yield Fault(f"{found}; rl.engine={rl.engine} needs {ADDRESS}", "rl.url", rl.url or None, ADDRESS)
-    elif urlsplit(rl.url).path.rstrip("/").endswith("/v1"):
-        allowed = rl.url.rstrip("/").removesuffix("/v1").rstrip("/")
-        text = f"rl.url={rl.url} is for OpenAI's clients, and rl.engine={rl.engine} needs the server's own"
-        yield Fault(f"{text}; use {allowed}", "rl.url", rl.url, (allowed,))
+    for number, url in enumerate(rl.urls):
+        if not _is_address(url):
+            found = f"rl.url={url} is not the address of a server" if url else "rl.url is missing"
+            yield Fault(f"{found}; rl.engine={rl.engine} needs {ADDRESS}", "rl.url", url or None, ADDRESS)
+        elif urlsplit(url).path.rstrip("/").endswith("/v1"):
+            allowed = url.rstrip("/").removesuffix("/v1").rstrip("/")
+            text = f"rl.url={url} is for OpenAI's clients, and rl.engine={rl.engine} needs the server's own"
+            yield Fault(f"{text}; use {allowed}", "rl.url", url, (allowed,))
+        elif url in rl.urls[:number]:
+            yield Fault(f"rl.url has {url} twice; use each server once", "rl.url", url, "different addresses")
     if rl.exact:
         text = f"rl.exact=true needs rollouts in exact arithmetic, and rl.engine={rl.engine} has its own; use false"
         yield Fault(text, "rl.exact", True, (False,))
