@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.corpora.captions.dedup.stage import STAGE as DEDUP
+from trainer.corpora.captions.dedup.stage import run_dedup
 from trainer.corpora.captions.inputs import Input, identity
 from trainer.corpora.captions.layout.stage import STAGE, Options, run_layout
 from trainer.corpora.captions.reports import StageReport
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 FORMAT = 2  # increase it with any change of the output for the same input
 PLAN, LOCK = "plan.json", "lock"
-PACKAGES = {"pypdfium2": "pypdfium2", "PIL": "pillow"}  # imported name -> distribution
+PACKAGES = {"pypdfium2": "pypdfium2", "PIL": "pillow", "imagehash": "imagehash"}  # imported name -> distribution
 EXTRA = "pip install -e '.[captions]'"
 
 
@@ -50,10 +52,11 @@ def run_pipeline(
                 out, {"format": FORMAT, "dpi": options.dpi, "documents": len(inputs), "inputs": identity(inputs)}
             )
             reports = [run_layout(out / STAGE, inputs, options, progress=progress, lock=lock.file)]
+            reports.append(run_dedup(out / DEDUP, out / STAGE, progress=progress))
             if describing is not None:
                 from trainer.corpora.captions.describing import run_describing  # imports httpx
 
-                reports += run_describing(out, out / STAGE, _routes(describing), describing, progress)
+                reports += run_describing(out, out / DEDUP, _routes(describing), describing, progress)
             return reports
     except LockedError:
         remedy = "wait for it to end"
@@ -77,9 +80,9 @@ def _routes(describing: Describing) -> RoutesOf:
 
 
 def refuse_missing_packages() -> None:
-    """Raises DataError with the command that installs what reading PDFs needs."""
+    """Raises DataError with the command that installs what the stages need."""
     if lacking := [package for name, package in PACKAGES.items() if find_spec(name) is None]:
-        text = f"reading PDFs needs {' and '.join(lacking)}: not installed; {EXTRA}"
+        text = f"reading PDFs and finding copies needs {' and '.join(lacking)}: not installed; {EXTRA}"
         raise DataError(text, where="INPUT", value=tuple(lacking), allowed=EXTRA)
 
 

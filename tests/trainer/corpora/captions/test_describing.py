@@ -24,7 +24,7 @@ def papers(tmp_path: Path) -> Path:
     for paper in range(2):
         canvas = Canvas(str(folder / f"{paper}.pdf"), pagesize=(300, 400), invariant=1)
         for page in range(3):
-            canvas.rect(40 + 20 * page + 7 * paper, 120, 180, 150, fill=page % 2)
+            canvas.rect(40 + 20 * page + 7 * paper, 120, 180, 150)
             canvas.line(60, 140, 200, 180 + 20 * page)
             canvas.drawString(40, 96, f"Figure {page + 1}: box {page} of {paper}")
             canvas.showPage()
@@ -51,14 +51,14 @@ def test_pdfs_become_captions_and_a_second_start_asks_nothing(tmp_path, papers, 
         asked = server.asked.total()
         assert run(tmp_path, papers, "--captioners", file) == 0
         assert server.asked.total() == asked
-    crops = list(read_crops(tmp_path / "out" / "layout", images=False))
+    crops = list(read_crops(tmp_path / "out" / "dedup", images=False))
     reports = {name: StageReport.read(tmp_path / "out" / name) for name in ("captions", "quality")}
     count = reports["captions"].counts["crops"]
     assert (count.came, asked) == (len(crops), len([crop for crop in crops if crop.kind == "figure"]))
     assert asked == 6
     assert count.dropped["refused"] >= 1
     assert reports["quality"].counts["captions"].came == count.kept
-    kept = list(read_captions(tmp_path / "out" / "layout", tmp_path / "out" / "quality"))
+    kept = list(read_captions(tmp_path / "out" / "dedup", tmp_path / "out" / "quality"))
     assert len(kept) == reports["quality"].counts["captions"].kept >= 1
     assert {row.id for row in kept} <= {crop.id for crop in crops}
     assert f"quality: {len(kept):,} of {count.kept:,} captions" in capsys.readouterr().out

@@ -143,7 +143,7 @@ def test_other_inputs_or_options_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.corpora.captions.pipeline.find_spec", lambda name: None)
     with pytest.raises(DataError) as caught:
         run_pipeline(tmp_path / "new", inputs, Options(workers=0))
-    assert caught.value.value == ("pypdfium2", "pillow")
+    assert caught.value.value == ("pypdfium2", "pillow", "imagehash")
 
 
 def start_odd():
