@@ -21,6 +21,10 @@ does not have, Octavo's requests have no stop tokens. In mixed a random model dr
 Each side runs in a process of its own and they take turns step by step. Figures are CPU time after the first steps,
 which warm up; ratios are medians of the rounds' own ratios. "TRL, kept" is TRL with the allocator's settings that
 Octavo has on a CPU (`trainer/run/host_memory.py`).
+
+"products" are the matrix products of a step alone, by torch and into results that are there already: forward for every
+token of a rollout, each answer with a prompt of its own as TRL computes it, and forward and both gradients for every
+token of training, rows spread evenly over the experts. Attention is not among them. It takes its turns like the sides.
 """
 
 from __future__ import annotations
@@ -43,11 +47,13 @@ from typing import IO, Any
 import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers
+from torch import Tensor
 
 from tests.bench.step import cpu_name, median_ratio, qwen3_moe_config
 from tests.trainer.weights.peers.environments import CHECKOUT, interpreter
 from trainer.config.compose import compose
 from trainer.config.keys import Config
+from trainer.config.model import ModelConfig
 from trainer.data.shards.tokenizer import END_OF_DOCUMENT
 
 WARM = 3  # steps before the first that counts
@@ -55,6 +61,7 @@ QUESTIONS = 2000
 CHARACTERS = "0123456789=+-*"  # with the two special tokens the whole vocabulary
 INSIDE = Path(__file__).with_name("inside")
 ARMS = ("octavo", "TRL", "TRL, kept")
+PRODUCTS = "products"  # beside the arms, where all lengths are equal
 
 
 @dataclass(frozen=True)
@@ -235,6 +242,47 @@ def octavo(place: Path, workload: Workload, out: IO[str]) -> None:
     raise SystemExit(train(config(place, workload)))
 
 
+def products(cfg: ModelConfig, workload: Workload) -> Callable[[], None]:
+    """A step's matrix products."""
+    rollouts, answer = workload.prompts * workload.group, workload.answer
+    taken = workload.prompt + answer - 1  # inputs of a rollout
+    weights = [
+        (experts, torch.randn(experts, columns, inner))
+        for _ in range(cfg.num_layers)
+        for experts, columns, inner in (
+            (1, (cfg.num_heads + 2 * cfg.num_kv_heads) * cfg.head_dim, cfg.hidden_size),
+            (1, cfg.hidden_size, cfg.num_heads * cfg.head_dim),
+            (1, cfg.num_experts, cfg.hidden_size),
+            (cfg.num_experts, 2 * cfg.expert_width, cfg.hidden_size),
+            (cfg.num_experts, cfg.hidden_size, cfg.expert_width),
+        )
+    ]
+    weights.append((1, torch.randn(1, cfg.vocab_size, cfg.hidden_size)))
+
+    def of_tokens(tokens: int, *, gradients: bool) -> list[tuple[Tensor, Tensor, Tensor]]:
+        found = []
+        for experts, weight in weights:
+            rows = tokens if experts == 1 else max(1, tokens * cfg.experts_per_token // experts)
+            y, x = (torch.randn(rows, count) for count in weight.shape[1:])
+            for one in weight:
+                found.append((x, one.t(), torch.empty_like(y)))
+                if gradients:
+                    found += [(y, one, torch.empty_like(x)), (y.t(), x, torch.empty_like(one))]
+        return found
+
+    prompts = of_tokens(rollouts * workload.prompt, gradients=False)
+    drawn = of_tokens(rollouts, gradients=False)
+    trained = of_tokens(rollouts * taken, gradients=True)
+
+    def step() -> None:
+        for some, times in ((prompts, 1), (drawn, answer - 1), (trained, 1)):
+            for _ in range(times):
+                for a, b, result in some:
+                    torch.mm(a, b, out=result)
+
+    return step
+
+
 class Side:
     """A process that takes a step when it is asked."""
 
@@ -271,23 +319,30 @@ class Side:
         return Step(**json.loads(line))
 
 
-def measure(name: str, rounds: int, arms: Sequence[str] = ARMS) -> dict[str, list[Step]]:
-    """Steps after the warm-up, by arm."""
+def measure(name: str, rounds: int, arms: Sequence[str] = ARMS) -> tuple[dict[str, list[Step]], list[float]]:
+    """Steps after the warm-up, by arm; and beside them the CPU-seconds of the products, where lengths are equal."""
     workload = WORKLOADS[name]
     found: dict[str, list[Step]] = {arm: [] for arm in arms}
+    alone: list[float] = []
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
         place = Path(directory)
         spec = write(place, workload, WARM + rounds)
+        multiply = None if workload.ends else products(config(place, workload).model, workload)
         sides = {arm: Side(arm, name, place, spec, stack) for arm in arms}
         for number in range(WARM + rounds):
             for arm in [*arms[number % len(arms) :], *arms[: number % len(arms)]]:
                 step = sides[arm].step()
                 if number >= WARM:
                     found[arm].append(step)
-    return found
+            if multiply is not None:
+                started = time.process_time()
+                multiply()
+                if number >= WARM:
+                    alone.append(time.process_time() - started)
+    return found, alone
 
 
-def table(name: str, found: Mapping[str, Sequence[Step]]) -> list[str]:
+def table(name: str, found: Mapping[str, Sequence[Step]], alone: Sequence[float]) -> list[str]:
     """Lines of Markdown."""
 
     def share(steps: Sequence[Step], part: str) -> str:
@@ -306,6 +361,10 @@ def table(name: str, found: Mapping[str, Sequence[Step]]) -> list[str]:
             f"| {name} | {arm} | {middle:.3f} | {3600 / middle:,.0f} | {ratio:.2f}x | {shares} | "
             f"{' '.join(map(str, sorted(tokens)))} | {trained:.0f} | {first:.3f}, {last:.3f} |"
         )
+    if alone:
+        middle, gaps = statistics.median(alone), " |" * 8
+        ratio = median_ratio(alone, [step.cpu_s for step in found["octavo"]])
+        lines.append(f"| {name} | {PRODUCTS} | {middle:.3f} | {3600 / middle:,.0f} | {ratio:.2f}x |{gaps}")
     return lines
 
 
@@ -332,7 +391,7 @@ def main() -> None:
     print(HEAD)
     print(f"|{'---|' * (HEAD.count('|') - 1)}")
     for name in args.workloads.split(","):
-        print("\n".join(table(name, measure(name, args.rounds, args.arms.split(";")))), flush=True)
+        print("\n".join(table(name, *measure(name, args.rounds, args.arms.split(";")))), flush=True)
 
 
 if __name__ == "__main__":
