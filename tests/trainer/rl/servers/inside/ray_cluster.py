@@ -68,7 +68,8 @@ class SharedStore:
 
 
 def main(first: Path, second: Path) -> None:
-    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+    # another cluster of this machine may be running
+    ray.init(address="local", num_cpus=2, log_to_driver=False, include_dashboard=False)
     found: dict[str, Any] = {}
     workers = RayWorkers(partial(OwnEngine, str(first), cache_tokens=4096, batch=4, chunk=64), 2, bucket_mb=0)
     found["before"] = plain(workers.generate(QUESTIONS, deadline_s=120)) == alone(first)
