@@ -89,7 +89,7 @@ def _outside(levels: Levels, other: Levels) -> NDArray[np.bool_]:
         low = np.minimum(np.minimum(before, at), behind)
         before, at, behind = _neighbours(high, axis)
         high = np.maximum(np.maximum(before, at), behind)
-    found: NDArray[np.bool_] = ((levels > high + NOISE) | (levels < low - NOISE)).any(axis=2)
+    found: NDArray[np.bool_] = np.any((levels > high + NOISE) | (levels < low - NOISE), axis=2)
     return found
 
 

@@ -48,7 +48,7 @@ def decoded(image: bytes) -> Picture:
     from PIL import Image, ImageOps
 
     try:
-        picture = Image.open(io.BytesIO(image))
+        picture: Picture = Image.open(io.BytesIO(image))
         if picture.width * picture.height > MAX_PIXELS:
             raise UnreadableImageError(f"{picture.width} x {picture.height} pixels; at most {MAX_PIXELS:,} are read")
         picture = ImageOps.exif_transpose(picture)

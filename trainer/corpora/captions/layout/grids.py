@@ -61,10 +61,9 @@ def tables_of(
             taken = [*owned, *paragraphs, *(mark.box for mark in marks if mark.kind == "image")]
             cells = [line for line in texts if column[0] <= line.box[0] and line.box[2] <= column[1]
                      and not any(shared(line.box, other) for other in taken)]  # fmt: skip
-            box = _beside(caption, cells)
-            if box is not None:
-                tables.append(Table(box, caption, False))
-                owned.append(box)
+            if (unruled := _beside(caption, cells)) is not None:
+                tables.append(Table(unruled, caption, False))
+                owned.append(unruled)
     figures = [caption for caption in captions if caption.kind == "figure"]
     for box in free:  # a grid without a caption; a drawing of rules over a figure's caption is a figure
         if not any(_gap(caption.box, box) < REACH for caption in figures):
