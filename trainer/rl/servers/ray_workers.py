@@ -23,6 +23,7 @@ from trainer.rl.workers.actors import connect, lost_text
 
 CONTROL_S = 600.0
 LATE_S = 5.0  # that a worker may take to report its own deadline
+STARTS = 3  # of engines that die before they have started, one after the other
 AT_ONCE = 64  # calls of a worker: a pause comes while answers are generated and others wait
 
 
@@ -150,15 +151,18 @@ class RayWorkers:
             raise IncompleteError(line, where=where, value=first, allowed="start the workers again", finished=found)
 
     def pause(self) -> None:
-        self._call("pause")
+        """Also where engines died: new ones are not needed before the next load."""
+        self._call("pause", needed=False)
 
     def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """To all engines that have started, those among them that took the place of others."""
         started, sent, count, tensors = time.monotonic(), 0, 0, 0
         self._incomplete = f"not all engines have the weights of version {version}"
-        for worker in self._started():
-            worker.whole = True  # unless it dies
-        self._call("pause")  # new ones were not paused
+        for _ in range(STARTS):
+            for worker in self._started():
+                worker.whole = True  # unless it dies
+            if self._call("pause", needed=False):  # new ones were not paused, and others may have died since
+                break
         self._call("start_load")
         for bucket in buckets_of(weights, self._bucket_bytes):
             self._take(bucket)
@@ -174,7 +178,7 @@ class RayWorkers:
     def resume(self) -> None:
         if self._incomplete:
             raise fault(self.name, self._incomplete, "resume", "load whole weights first")
-        self._call("resume")
+        self._call("resume", needed=False)  # `generate` reports it where none is left
 
     def close(self) -> None:
         """End the actors. The cluster stays."""
@@ -189,13 +193,23 @@ class RayWorkers:
 
     def _started(self) -> list[_Worker]:
         """The workers that have started; waits for one where none has."""
-        waiting = {worker.version: worker for worker in self._workers}
-        ready, _ = self._ray.wait([*waiting], num_returns=1, timeout=self._start_s)
-        ready, _ = self._ray.wait([*waiting], num_returns=len(waiting), timeout=0) if ready else (ready, [])
-        if not ready:
-            text = f"no engine was there in {self._start_s:g} s"
-            raise fault(self.name, text, "start", "give the cluster room for them")
-        return [waiting[reference] for reference in ready]
+        end, lost = time.monotonic() + self._start_s, ""
+        for _ in range(STARTS):
+            waiting = {worker.version: worker for worker in self._workers}
+            self._ray.wait([*waiting], num_returns=1, timeout=max(0.0, end - time.monotonic()))
+            ready, _ = self._ray.wait([*waiting], num_returns=len(waiting), timeout=0)
+            found = list[_Worker]()
+            for reference in ready:
+                try:
+                    self._ray.get(reference)
+                    found.append(waiting[reference])
+                except self._ray.exceptions.RayError as error:  # it died before it had started
+                    lost = f": {self._failure(error)[1]}"
+                    self._replace(waiting[reference])
+            if found:
+                return found
+        text = f"no engine was there in {self._start_s:g} s{lost}"
+        raise fault(self.name, text, "start", "give the cluster room for them")
 
     def _replace(self, worker: _Worker, requests: int = 0) -> None:
         with self._lock:
@@ -221,14 +235,24 @@ class RayWorkers:
             return {}, "no reply within the deadline"
         return {}, str(cause) if isinstance(cause, RolloutError) else lost_text(error)
 
-    def _call(self, name: str, *arguments: Any) -> None:
-        """Call all engines that have the weights or take them. One that dies takes no further part; an error where
-        none is left."""
+    def _call(self, name: str, *arguments: Any, needed: bool = True) -> list[Any]:
+        """Call all engines that have the weights or take them; one that dies takes no further part. needed: an error
+        where none is left."""
         with self._lock:
             workers = [worker for worker in self._workers if worker.whole]
-        self._all(workers, lambda worker: worker.actor.call.remote(name, *arguments), name, CONTROL_S)
+        return self._all(
+            workers, lambda worker: worker.actor.call.remote(name, *arguments), name, CONTROL_S, needed=needed
+        )
 
-    def _all(self, workers: Sequence[_Worker], ask: Callable[[_Worker], Any], what: str, timeout_s: float) -> list[Any]:
+    def _all(
+        self,
+        workers: Sequence[_Worker],
+        ask: Callable[[_Worker], Any],
+        what: str,
+        timeout_s: float,
+        *,
+        needed: bool = True,
+    ) -> list[Any]:
         asked = [(worker, ask(worker)) for worker in workers]
         end, found, lost = time.monotonic() + timeout_s, list[Any](), ""
         for worker, reference in asked:
@@ -240,6 +264,6 @@ class RayWorkers:
                     raise fault(where, f"{what} failed: {text}", what) from None
                 self._replace(worker)
                 lost = f"{where} died: {text}"
-        if lost and not found:
-            raise fault(self.name, f"{what} failed, none is left: {lost}", what)
+        if needed and not found:
+            raise fault(self.name, f"{what} failed: none is left; {lost}", what)
         return found

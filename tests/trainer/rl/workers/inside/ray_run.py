@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.cluster_utils import Cluster
 
 from tests.trainer.rl.kills.places import Place, act_at
@@ -46,9 +47,9 @@ def main(folder: Path) -> None:
         (raylet,) = node.all_processes["raylet"]
         NODES[raylet.process.pid] = name
     found: dict[str, Any] = {}
-    ray = (f"rl.ray_address={cluster.address}", "rl.ray_cpus=1")
-    environments = (*ray, "rl.environment_workers=2", "rl.placement=ray")
-    rollouts = (*ray, "rl.engine=ray", "rl.rollout_workers=2")
+    on_ray = (f"rl.ray_address={cluster.address}", "rl.ray_cpus=1")
+    environments = (*on_ray, "rl.environment_workers=2", "rl.placement=ray")
+    rollouts = (*on_ray, "rl.engine=ray", "rl.rollout_workers=2")
 
     def note_places() -> None:
         found["nodes"] = sorted(NODES[owner(Path(f"/proc/{pid}"))] for pid in actors(BODY))
@@ -73,6 +74,7 @@ def main(folder: Path) -> None:
     lines = run_toy(folder / "dead node" / "run", *environments, recipe="rl_tools_toy")
     found["node"] = sum(line["reward/workers/died"] for line in lines)
     print(json.dumps(found), flush=True)
+    ray.shutdown()
     cluster.shutdown()
     os._exit(0)
 
