@@ -30,6 +30,7 @@ from trainer.rl.servers.ray_workers import RayWorkers
 from trainer.rl.servers.routes import RayStore
 
 QUESTIONS = [Request([3, 5, 7 + n], 6, Sampling(0.0)) for n in range(5)]
+SHORT = Request([3, 5, 7], 1, Sampling(0.0))
 LONG = [Request([1 + n, 2], 800, Sampling(1.0, seed=n)) for n in range(2)]
 
 
@@ -94,7 +95,7 @@ def main(first: Path, second: Path) -> None:
     assert workers.last_sync is not None
     found["bytes"] = workers.last_sync.nbytes == sum(tensor.nbytes for tensor in weights.values())
 
-    found["late"] = failure(lambda: workers.generate([LONG[0], QUESTIONS[0]], deadline_s=0.5))
+    found["late"] = failure(lambda: workers.generate([LONG[0], SHORT], deadline_s=0.5))
     ray.kill(workers._workers[1].actor)
     found["again"] = plain(workers.generate(QUESTIONS, deadline_s=120)) == alone(second)
     found["counts"] = dict(workers.counts)
