@@ -39,9 +39,6 @@ def test_runs_on_a_cluster_equal_those_without_when_workers_and_nodes_die(tmp_pa
     assert found["environment"][1] >= 1
     assert found["engine"] == [1, 8]
     assert found["node"] >= 1
-    assert found["stopped"] == [143, True]
-    assert len(found["ahead"]) == 4
-    assert max(found["ahead"]) <= 1
     for name, recipe in (
         ("killed environment", "rl_tools_toy"), ("killed engine", "rl_toy"), ("dead node", "rl_tools_toy")
     ):  # fmt: skip

@@ -16,8 +16,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from tests.trainer.rl.kills.places import Place, act_at
-from tests.trainer.rl.toy import run_toy, toy_config
-from trainer.run.process import train
+from tests.trainer.rl.toy import run_toy
 
 BODY, HOLDER = "ray::Body", "ray::_Holder"  # Ray's titles of the processes of actors
 
@@ -74,15 +73,6 @@ def main(folder: Path) -> None:
     )
     lines = run_toy(folder / "dead node" / "run", *environments, recipe="rl_tools_toy")
     found["node"] = sum(line["reward/workers/died"] for line in lines)
-
-    stopped = folder / "stopped" / "run"
-    at_once = (Place("trainer.rl.workers.placed:PlacedSession.step", 20), lambda: os.kill(os.getpid(), signal.SIGTERM))
-    act_at(*at_once)
-    code = train(toy_config(stopped, *environments, recipe="rl_tools_toy"))
-    found["stopped"] = [code, (stopped / "checkpoints" / "latest").is_file()]
-
-    lines = run_toy(folder / "ahead" / "run", *rollouts, "rl.max_staleness=1", "train.steps=4")
-    found["ahead"] = [line["staleness/max"] for line in lines]
     print(json.dumps(found), flush=True)
     ray.shutdown()
     cluster.shutdown()
