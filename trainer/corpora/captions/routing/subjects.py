@@ -1,0 +1,7 @@
+"""The subjects that a crop can be about."""
+
+from typing import Literal, get_args
+
+Subject = Literal["life", "chemistry", "earth", "materials", "physics", "mathematics", "other"]
+SUBJECTS: tuple[Subject, ...] = get_args(Subject)
+SCIENCE: tuple[Subject, ...] = tuple(subject for subject in SUBJECTS if subject != "other")
