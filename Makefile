@@ -4,6 +4,7 @@
 # make test-layouts  by hand, an hour or two: a step on all layouts, schedules and options, as in docs/pipeline.md
 # make test-resume  by hand: checkpoints of each large layout read by each other one, as in docs/pipeline.md
 # make test-media-used  by hand, minutes: recipe=toy_multimodal, then its answers with right and with shuffled media
+# make test-routing  by hand, 0.8 GB and minutes: the model of docs/captions_routing.md trained again, and compared
 # make test-peers  by hand, 5 GB and minutes: exports in mlx-lm, mistral.rs, vLLM and LMDeploy, and OpenCompass's scorers
 # make lint    ruff, mypy, hadolint, and the words of docs/words.md
 # make bench   bench-step: the training step against Hugging Face and its own matmuls, one process
@@ -36,7 +37,7 @@ OPEN_CLIP := open_clip_torch==3.3.0
 # Recorded signals of data=toy_multimodal, read as files: what the package needs excludes our pandas.
 AEON := aeon==1.6.0
 
-.PHONY: toy test test-all test-layouts test-resume test-media-used test-peers lint bench bench-peaks bench-step bench-moe bench-upcycle bench-data bench-towers bench-muon bench-pipeline bench-rl bench-gpu setup setup-toy clean
+.PHONY: toy test test-all test-layouts test-resume test-media-used test-peers test-routing lint bench bench-peaks bench-step bench-moe bench-upcycle bench-data bench-towers bench-muon bench-pipeline bench-rl bench-gpu setup setup-toy clean
 .DEFAULT_GOAL := toy
 
 # Ctrl-C: octavo has saved and said so (130); make, which gets the signal too, need not report an error.
@@ -65,6 +66,11 @@ test-media-used: $(DEV)
 test-peers: $(DEV)
 	$(PY) -m tests.trainer.weights.peers.environments
 	$(PY) -m pytest -n 0 tests/trainer/weights/peers tests/trainer/evaluation/scorers $(ARGS)
+
+test-routing: $(DEV)
+	$(PY) -m trainer.corpora.captions.routing download .cache/routing-wheels
+	$(PY) -m trainer.corpora.captions.routing train .cache/routing-wheels .cache/subjects.npz
+	$(PY) -m tests.trainer.corpora.captions.routing.retrained .cache/subjects.npz
 
 # PATH: where torch came from an activated environment, its ruff and hadolint may be the ones in use.
 lint: export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.corpora.describing import add_describing, read_describing
+from launch.corpora.routing import add_routing, read_routing
 from launch.paths import check_all, must_exist
 from launch.progress import ProgressDisplay
 from trainer.config.command_line import Parser, above_zero, number, whole_number
@@ -20,6 +21,7 @@ from trainer.config.say import counted
 
 if TYPE_CHECKING:
     from trainer.corpora.captions.describing import Describing
+    from trainer.corpora.captions.routing.stage import Options as RoutingOptions
 
 LEAST_DPI, MOST_DPI = 20, 1200
 SHOWN = 5  # inputs with problems that are printed
@@ -33,7 +35,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         remedy = "name PDFs, directories of PDFs, or .jsonl lists of them"
         raise CommandError(f"octavo captions: missing INPUT; {remedy}", where="INPUT", allowed=remedy)
     check_all(*(partial(must_exist, path, "give an existing file or directory") for path in options.inputs))
-    return partial(_work, options, read_describing(options))
+    return partial(_work, options, read_routing(options), read_describing(options))
 
 
 def _options(parser: Parser) -> None:
@@ -58,10 +60,11 @@ def _options(parser: Parser) -> None:
     parser.add_argument(
         "--workers", type=whole_number(1), default=cores, metavar="N", help="processes (one for each core)"
     )
+    add_routing(parser)
     add_describing(parser)
 
 
-def _work(options: argparse.Namespace, describing: Describing | None) -> int:
+def _work(options: argparse.Namespace, routes: RoutingOptions, describing: Describing | None) -> int:
     from trainer.corpora.captions.inputs import find_inputs
     from trainer.corpora.captions.layout.stage import Options
     from trainer.corpora.captions.pipeline import run_pipeline
@@ -71,7 +74,9 @@ def _work(options: argparse.Namespace, describing: Describing | None) -> int:
     settings = Options(options.dpi, options.seconds, options.workers)
     try:
         with ProgressDisplay() as progress:
-            reports = run_pipeline(out, find_inputs(options.inputs), settings, describing, progress=progress)
+            reports = run_pipeline(
+                out, find_inputs(options.inputs), settings, describing, routes=routes, progress=progress
+            )
     except KeyboardInterrupt:
         print(f"interrupted; the same command resumes in {out}", file=sys.stderr)
         return 130

@@ -13,6 +13,7 @@ from trainer.corpora.captions.dedup.stage import run_dedup
 from trainer.corpora.captions.inputs import Input, identity
 from trainer.corpora.captions.layout.stage import STAGE, Options, run_layout
 from trainer.corpora.captions.reports import StageReport
+from trainer.corpora.captions.routing import stage as routing
 from trainer.data.errors import DataError
 from trainer.storage.atomic import FILE_SUFFIX, atomic_file
 from trainer.storage.ledger import LedgerLineError
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from trainer.corpora.captions.describe.stage import RoutesOf
     from trainer.corpora.captions.describing import Describing
 
-FORMAT = 2  # increase it with any change of the output for the same input
+FORMAT = 3  # increase it with any change of the output for the same input
 PLAN, LOCK = "plan.json", "lock"
 PACKAGES = {"pypdfium2": "pypdfium2", "PIL": "pillow", "imagehash": "imagehash"}  # imported name -> distribution
 EXTRA = "pip install -e '.[captions]'"
@@ -35,6 +36,7 @@ def run_pipeline(
     options: Options,
     describing: Describing | None = None,
     *,
+    routes: routing.Options = routing.DEFAULTS,
     progress: OnProgress = ignore,
 ) -> list[StageReport]:
     """Run the stages that are not finished in `out`, one directory each, and return the accounts of all.
@@ -51,12 +53,14 @@ def run_pipeline(
             _same_plan(
                 out, {"format": FORMAT, "dpi": options.dpi, "documents": len(inputs), "inputs": identity(inputs)}
             )
+            routes_of = None if describing is None else _routes(describing, routes, out / routing.STAGE)
             reports = [run_layout(out / STAGE, inputs, options, progress=progress, lock=lock.file)]
             reports.append(run_dedup(out / DEDUP, out / STAGE, progress=progress))
-            if describing is not None:
+            reports.append(routing.run_routing(out / routing.STAGE, out / DEDUP, routes, progress=progress))
+            if describing is not None and routes_of is not None:
                 from trainer.corpora.captions.describing import run_describing  # imports httpx
 
-                reports += run_describing(out, out / DEDUP, _routes(describing), describing, progress)
+                reports += run_describing(out, out / DEDUP, routes_of, describing, progress)
             return reports
     except LockedError:
         remedy = "wait for it to end"
@@ -67,16 +71,18 @@ def run_pipeline(
         raise DataError(f"{error}; {remedy}", where=str(error.path), value=error.text, allowed=remedy) from None
 
 
-def _routes(describing: Describing) -> RoutesOf:
-    """Raises DataError where there is a choice of captioners."""
-    routes = tuple(describing.captions.endpoints)
-    if len(routes) != 1:
-        allowed = "one captioner"
-        text = f"--captioners has {', '.join(routes)}; give {allowed}"
-        raise DataError(text, where="--captioners", value=routes, allowed=allowed)
+def _routes(describing: Describing, routes: routing.Options, routed: Path) -> RoutesOf:
+    """A single captioner takes all crops. Raises DataError for a route that has none of several."""
     from trainer.corpora.captions.describing import one_route
 
-    return one_route(routes[0])
+    given = tuple(describing.captions.endpoints)
+    if len(given) == 1:
+        return one_route(given[0])
+    if lacking := [name for name in routing.names_of(routes) if name not in given]:
+        allowed = f"one captioner, or one for each of {', '.join(routing.names_of(routes))}"
+        text = f"--captioners has {', '.join(given)} and none for {', '.join(lacking)}; give {allowed}"
+        raise DataError(text, where="--captioners", value=given, allowed=allowed)
+    return routing.captioners_of(routed)
 
 
 def refuse_missing_packages() -> None:

@@ -21,7 +21,7 @@ from trainer.storage.progress import OnProgress, Progress
 BUILT_IN = Path(__file__).with_name("packages.yaml")
 Part = Literal["train", "held_out"]
 PARTS: tuple[Part, ...] = get_args(Part)
-LOOKED_AT, MOST = 400, 200  # texts of a package, of which at most MOST that are long enough are taken
+LOOKED_AT, MOST = 400, 200  # texts of a package; at most MOST long enough ones are taken
 TRAINED_WORDS = 20  # of the shortest text that is trained on: shorter ones seldom say what they are about
 # The same files on every machine: what they say does not depend on it.
 PYTHON = ["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "abi3", "--abi", "none"]

@@ -24,7 +24,7 @@ Counted = tuple[NDArray[np.uint32], NDArray[np.float32]]  # numbers of features 
 
 
 def counted_features(caption: str, context: str) -> Counted:
-    """How often each feature occurs, by a 32-bit number made from it. The label of a caption is left out."""
+    """Count each feature, by a 32-bit number made from it. The label of a caption is left out."""
     counts: Counter[int] = Counter()
     for text, times in ((LABEL.sub("", caption, count=1), CAPTION), (context[:CONTEXT], 1)):
         words = words_of(text)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trainer.corpora.captions.routing.features import Counted, counted_features
 from trainer.corpora.captions.routing.model import Calibration, Scored, TextModel, known_features
-from trainer.corpora.captions.routing.subjects import SUBJECTS
+from trainer.corpora.captions.routing.subjects import PLACES, SUBJECTS
 from trainer.data.errors import DataError
 from trainer.data.hashing import text_key
 
@@ -81,11 +81,11 @@ def _shortened(text: Labelled) -> Labelled:
 
 
 def labels_of(texts: Iterable[Labelled]) -> NDArray[np.intp]:
-    return np.array([SUBJECTS.index(text.subject) for text in texts])  # type: ignore[arg-type]
+    return np.array([PLACES[text.subject] for text in texts])
 
 
 def weights_of(texts: Sequence[Labelled]) -> NDArray[np.float64]:
-    """Of the texts, as `fit` says; their mean is 1."""
+    """Weights of the texts, as `fit` says; their mean is 1."""
     sizes = Counter((text.subject, text.package) for text in texts)
     totals: dict[str, float] = defaultdict(float)
     for (subject, _), size in sizes.items():

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.corpora.captions.routing.features import CONTEXT
-from trainer.corpora.captions.routing.subjects import SUBJECTS
+from trainer.corpora.captions.routing.subjects import PLACES, SUBJECTS
 from trainer.data.errors import DataError
 
 TOKENS = 512  # of caption and context; fewer where the tokenizer says so
@@ -26,7 +26,7 @@ class HuggingFaceModel:
     def __init__(self, directory: Path) -> None:
         from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-        here = {"local_files_only": True, "trust_remote_code": False}
+        here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
             names = AutoConfig.from_pretrained(directory, **here).id2label
             self._columns = _columns(directory, names)
@@ -59,9 +59,9 @@ class HuggingFaceModel:
 def _columns(directory: Path, names: dict[int, str]) -> list[int]:
     """The place in SUBJECTS of each label. Raises DataError."""
     labels = [names[place] for place in range(len(names))]
-    strangers = [label for label in labels if label not in SUBJECTS]
+    strangers = [label for label in labels if label not in PLACES]
     if strangers or len({*labels}) < len(labels):
         remedy = f"give it id2label with subjects, each once: {', '.join(SUBJECTS)}"
         text = f"{directory}/config.json has the labels {', '.join(labels)}; {remedy}"
         raise DataError(text, where=str(directory), value=tuple(labels), allowed=remedy)
-    return [SUBJECTS.index(label) for label in labels]  # type: ignore[arg-type]
+    return [PLACES[label] for label in labels]

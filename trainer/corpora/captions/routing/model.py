@@ -45,7 +45,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How logits become probabilities (see above)."""
+    """Turns logits into probabilities (see above)."""
 
     a: float = 0.0
     b: float = 0.0

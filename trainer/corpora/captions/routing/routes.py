@@ -1,4 +1,4 @@
-"""Which captioner a crop is sent to, from the probabilities of its subjects."""
+"""The captioner that a crop is sent to, from the probabilities of its subjects."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def captioner(text: str) -> Captioner:
         threshold = -1.0
     if not found or not subjects or not {*words} <= {*SUBJECTS} or not 0 <= threshold <= 1:
         allowed = f"{FORM}, with subjects of {', '.join(SUBJECTS)} or science, and a threshold from 0 to 1"
-        raise DataError(f"--captioner={text}: use {allowed}", where="--captioner", value=text, allowed=allowed)
+        raise DataError(f"--route={text}: use {allowed}", where="--route", value=text, allowed=allowed)
     return Captioner(found[1], subjects, threshold)
 
 

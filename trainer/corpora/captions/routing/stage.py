@@ -6,8 +6,9 @@ same order, with the crop's id, so that no image is copied. The crops of a docum
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.corpora.captions.crops import Crop
+from trainer.corpora.captions.plans import keep_settings
 from trainer.corpora.captions.reports import Count, StageReport
+from trainer.corpora.captions.routing.model import BUILT_IN, TextModel
 from trainer.corpora.captions.routing.routes import GENERAL, SCIENCE_CAPTIONER, Captioner, route
 from trainer.corpora.captions.routing.subjects import SUBJECTS, Subject
 from trainer.corpora.captions.tables import part_path, parts_of, read_part
@@ -44,6 +46,23 @@ class Options:
     default: str = GENERAL
     classifier: Path | None = None
 
+    def identity(self) -> dict[str, Any]:
+        """All that the result depends on besides the crops: the captioners, and the model by its hash, or by the names
+        and sizes of a directory's files. Raises DataError for a directory that does not exist."""
+        if self.classifier is None:
+            model: Any = hashlib.sha256(BUILT_IN.read_bytes()).hexdigest()
+        elif self.classifier.is_dir():
+            model = [[path.name, path.stat().st_size] for path in sorted(self.classifier.iterdir())]
+        else:
+            remedy = "name a directory with a Hugging Face sequence classifier"
+            raise DataError(
+                f"{self.classifier} is not a directory; {remedy}", where=str(self.classifier), allowed=remedy
+            )
+        return {"captioners": [str(one) for one in self.captioners], "default": self.default, "subjects": model}
+
+
+DEFAULTS = Options()
+
 
 @dataclass(frozen=True)
 class Route:
@@ -63,9 +82,10 @@ def run_routing(directory: Path, crops: Path, options: Options, *, progress: OnP
     Resumes after the last finished part, with the same result byte for byte; a finished stage is not done again.
     Raises DataError, OSError.
     """
+    directory.mkdir(parents=True, exist_ok=True)
+    keep_settings(directory, options.identity())
     if (report := StageReport.read(directory)) is not None:
         return report
-    directory.mkdir(parents=True, exist_ok=True)
     model, parts = _model(options), parts_of(crops)
     for number, part in enumerate(parts):
         if not (path := part_path(directory, number)).exists():
@@ -82,24 +102,9 @@ def read_routes(directory: Path) -> Iterator[Route]:
         yield from _read(path)
 
 
-class CaptionerOf:
-    """The captioner of a crop, by the tables of the stage, of which one part is in memory. Fast for crops that come in
-    the order of the parts. Raises DataError for a crop without a row."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory, self._parts = directory, parts_of(directory)
-        self._next, self._names = 0, dict[str, str]()
-
-    def __call__(self, crop: Crop) -> str:
-        for _ in range(len(self._parts) + 1):
-            if (name := self._names.get(crop.id)) is not None:
-                return name
-            if self._parts:
-                self._names = {row.id: row.captioner for row in _read(self._parts[self._next])}
-                self._next = (self._next + 1) % len(self._parts)
-        remedy = "run the stage again, in a new directory"
-        text = f"{self._directory} has no row for the crop {crop.id} of {crop.document}; {remedy}"
-        raise DataError(text, where=str(self._directory), value=crop.id, allowed=remedy)
+def captioners_of(directory: Path) -> Callable[[Path], dict[str, str]]:
+    """A function from a part of the stage before to the captioners of its crops, by their ids; it raises DataError."""
+    return lambda part: {row.id: row.captioner for row in _read(directory / part.name)}
 
 
 def _read(path: Path) -> Iterator[Route]:
@@ -121,8 +126,6 @@ def _model(options: Options) -> Model:
         from trainer.corpora.captions.routing.hugging_face import HuggingFaceModel
 
         return HuggingFaceModel(options.classifier)
-    from trainer.corpora.captions.routing.model import TextModel
-
     return TextModel.load()
 
 

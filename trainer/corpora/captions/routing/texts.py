@@ -22,7 +22,10 @@ from trainer.data.hashing import text_key
 WORDS = 120  # of one text; longer documentation is several texts
 FEWEST = 8  # words
 LARGEST = 4 << 20  # bytes of a file in a wheel; larger ones are tables
-SKIPPED = {"tests", "test", "testing", "_vendor", "vendor", "_vendored", "vendored", "extern", "third_party"}
+SKIPPED = {
+    *("tests", "test", "testing"),
+    *("_vendor", "vendor", "_vendored", "vendored", "extern", "externals", "third_party"),  # other packages
+}
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 WORD = re.compile(r"[^\W\d_]{2,}")
