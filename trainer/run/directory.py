@@ -50,6 +50,7 @@ class RunDir:
     repaired: str | None = None  # a line about the configuration, where its file had to be replaced
     warnings: list[str] = field(default_factory=list)  # lines about what does not continue as it was
     command: list[str] = field(default_factory=list)  # the words that started the run, where `octavo train` did
+    found: list[str] | None = None  # names that were in the directory of a new one; None where there was none
 
 
 def choose(cfg: Config) -> RunDir:
@@ -73,7 +74,8 @@ def choose(cfg: Config) -> RunDir:
 def _inspect(path: Path, cfg: Config) -> RunDir:
     if not path.exists() or all(_left_by_a_failed_start(entry) for entry in path.iterdir()):
         _must_be_writable(path)
-        return RunDir(path, "new")
+        found = [entry.name for entry in path.iterdir()] if path.exists() else None
+        return RunDir(path, "new", found=found)
     stored, repaired = _stored(path)
     differing = _differences(cfg, stored, "fixed")
     if differing:
@@ -172,16 +174,18 @@ def prepare(run: RunDir, cfg: Config) -> None:
 def withdraw(run: RunDir) -> None:
     """Remove the directory of a run that is refused before its first step, which lists of runs would show as failed.
 
-    One that holds anything but files of failed starts stays, and so does that of a resumed run. For rank 0 only, while
-    it holds the directory. What cannot be removed stays.
+    What was there before the run stays, with the directory, and so does one that holds anything but files of failed
+    starts, and that of a resumed run. For rank 0 only, while it holds the directory. What cannot be removed stays.
     """
     try:
         entries = list(run.path.iterdir())
         if run.status == "new" and all(map(_left_by_a_failed_start, entries)):
             last = (CONFIG_FILE, LOCK_FILE)  # without which the rest would look like files of others
             for entry in sorted(entries, key=lambda entry: last.index(entry.name) if entry.name in last else -1):
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            run.path.rmdir()
+                if run.found is None or entry.name not in run.found:
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            if run.found is None:
+                run.path.rmdir()
     except OSError:
         pass
 

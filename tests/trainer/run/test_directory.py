@@ -110,6 +110,23 @@ def test_a_refused_run_leaves_no_directory_unless_it_has_files_of_others(other):
         assert run.path.is_dir()
 
 
+@pytest.mark.parametrize("there", [(), ("notes.tmp",), ("config.yaml", "scratch.tmp/notes.txt")])
+def test_a_refused_run_leaves_what_was_in_its_directory_before_it(there):
+    cfg = toy("run.dir=some/run")
+    path = Path("some/run")
+    for name in there:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text("mine", encoding="utf-8")
+    path.mkdir(parents=True, exist_ok=True)
+    before = {*path.rglob("*")}
+    run = choose(cfg)
+    with hold(path):
+        prepare(run, cfg)
+        withdraw(run)
+    assert {*path.rglob("*")} == before
+    assert path.is_dir()
+
+
 def test_a_run_that_is_not_resumed_keeps_its_directory():
     run = start(toy())
     (run.path / "metrics.jsonl").unlink()
