@@ -117,13 +117,20 @@ def test_the_engine_that_failed_is_named_and_answers_of_others_are_kept():
     assert several.generate(asked(7, 8), deadline_s=10)[1].ids == (1,)
 
 
-@pytest.mark.parametrize("urls", ["http://a:1,http://a:1", "http://a:1,b", "http://a:1,", "http://a:1,http://b:2/v1"])
+@pytest.mark.parametrize("urls", ["http://a:1,http://a:1", "http://a:1,b", "http://a:1,", "http://a:1,http://b:2/v1",
+    "http://a:1,http://A:1/", "https://a/b,HTTPS://u:p@a:443/b"])  # fmt: skip
 def test_addresses_are_checked_one_by_one(urls):
     with pytest.raises(ConfigError) as caught:
         compose(["recipe=rl_toy", *WORDS, f"rl.url={urls}"], world_size=1)
     (fault,) = caught.value.faults
     assert fault.where == "rl.url"
     assert fault.allowed
+
+
+def test_a_comma_without_an_address_is_not_said_to_be_no_address_at_all():
+    with pytest.raises(ConfigError) as caught:
+        compose(["recipe=rl_toy", *WORDS, "rl.url=http://a:1,"], world_size=1)
+    assert [fault.value for fault in caught.value.faults] == ["http://a:1,"]
 
 
 @pytest.mark.slow

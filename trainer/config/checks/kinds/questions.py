@@ -133,16 +133,23 @@ def _engine(rl: RlConfig) -> Iterator[Fault]:
                 yield Fault(text, f"rl.{key}", value, (allowed,))
     if rl.engine != "lmdeploy":
         return
-    for number, url in enumerate(rl.urls):
-        if not _is_address(url):
+    servers = dict[tuple[object, ...], str]()
+    for url in rl.urls:
+        if not url and rl.url:
+            text = f"rl.url={rl.url} has a comma without an address; use one comma between each two addresses"
+            yield Fault(text, "rl.url", rl.url, ADDRESS)
+        elif not _is_address(url):
             found = f"rl.url={url} is not the address of a server" if url else "rl.url is missing"
             yield Fault(f"{found}; rl.engine={rl.engine} needs {ADDRESS}", "rl.url", url or None, ADDRESS)
         elif urlsplit(url).path.rstrip("/").endswith("/v1"):
             allowed = url.rstrip("/").removesuffix("/v1").rstrip("/")
             text = f"rl.url={url} is for OpenAI's clients, and rl.engine={rl.engine} needs the server's own"
             yield Fault(f"{text}; use {allowed}", "rl.url", url, (allowed,))
-        elif url in rl.urls[:number]:
-            yield Fault(f"rl.url has {url} twice; use each server once", "rl.url", url, "different addresses")
+        elif (first := servers.get(_server(url))) is not None:
+            text = f"rl.url has {url} twice" if url == first else f"rl.url has one server twice, as {first} and {url}"
+            yield Fault(f"{text}; use each server once", "rl.url", url, "different addresses")
+        else:
+            servers[_server(url)] = url
     if rl.exact:
         text = f"rl.exact=true needs rollouts in exact arithmetic, and rl.engine={rl.engine} has its own; use false"
         yield Fault(text, "rl.exact", True, (False,))
@@ -153,6 +160,13 @@ def served_precision(cfg: Config) -> Iterator[Fault]:
     if (experts := cfg.precision.experts) not in SERVED:
         text = f"precision.experts={experts} is not a precision that LMDeploy has for experts"
         yield Fault(f"{text}; use {one_of(SERVED)}", "precision.experts", experts, SERVED)
+
+
+def _server(url: str) -> tuple[object, ...]:
+    """The parts that addresses of one server have in common, however they are written."""
+    parts = urlsplit(url)
+    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    return parts.scheme, parts.hostname, port, parts.path.rstrip("/")
 
 
 def _is_address(url: str) -> bool:
