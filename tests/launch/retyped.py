@@ -30,6 +30,8 @@ def value_of(key: str, allowed: object) -> str | None:
         return "null"
     if "letters, digits" in allowed:
         return "a-b_1.2"
+    if found := re.search(r", such as (-?\d[\d.e+-]*)$", allowed):
+        return found[1]
     if found := re.fullmatch(r"(\w+)(?:, \w+)* or \w+", allowed):  # a fixed set
         return found[1]
     if found := re.match(r"one of (\S+?)(?:,| or )|a list such as (.+)|.*?(-?\d[\d.e+-]*)", allowed):

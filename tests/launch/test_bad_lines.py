@@ -31,6 +31,8 @@ SEEN = [
     Case("wrong value", BASE, ["optim.parts.router.lr=fast"]),
     Case("wrong value", BASE, ["optim.parts.merger.weight_decay=inf"]),
     Case("out of range", BASE, ["optim.parts.signals.lr=-1"]),
+    Case("wrong value", BASE, ["data.holdout_fraction=-1e39"]),
+    Case("wrong value", ["config", "recipe=rl_toy"], ["rl.kl_estimator=k22"]),
     Case("group", ["config", "data=synthetic"], ["~recipe"]),
     Case("group", ["config", "data=synthetic"], ["~recipe=toy"]),
     Case("group", BASE, ["~recipe"]),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import get_args
 
 from parallel.errors import Fault
-from trainer.config.rl.keys import RlConfig
+from trainer.config.rl.keys import Estimator, RlConfig
 
 MOST_RATIO = 1e8  # bounds above it are never reached: log-ratios are cut to 20
 # keys that are off without a value -> (the least, the bound that is out of range, both in words)
@@ -38,9 +39,12 @@ def check(rl: RlConfig, seq_len: int) -> Iterator[Fault]:
         yield Fault(text, "rl.veto_high", rl.veto_high, "above 1, such as 20")
     default = RlConfig()
     for key in ("kl_estimator", "kl_reference") if rl.kl_coef == 0 else ():
-        if (value := getattr(rl, key)) != (allowed := getattr(default, key)):
+        value = getattr(rl, key)
+        known = key != "kl_estimator" or value in get_args(Estimator)  # others are refused for themselves
+        if known and value != getattr(default, key):
             text = f"rl.{key}={value} has no effect with rl.kl_coef=0"
-            yield Fault(f"{text}; leave it out, or set rl.kl_coef", f"rl.{key}", value, (allowed,))
+            allowed = "a number above 0, such as 0.1"
+            yield Fault(f"{text}; leave it out, or use {allowed}", "rl.kl_coef", rl.kl_coef, allowed)
     if rl.max_tokens > seq_len > 0:
         text = f"rl.max_tokens={rl.max_tokens} is longer than a window (data.seq_len={seq_len}); use {seq_len} or less"
         yield Fault(f"{text}, or longer windows", "rl.max_tokens", rl.max_tokens, f"{seq_len} or less")
