@@ -30,6 +30,7 @@ from trainer.config.run_files import (
     read_run,
 )
 from trainer.config.say import few, show
+from trainer.metrics.history import RECORD
 from trainer.optim.schedule import jump
 from trainer.storage.atomic import atomic_file, remove_unfinished
 from trainer.storage.lock import FileLock, LockedError, holder
@@ -179,7 +180,7 @@ def withdraw(run: RunDir) -> None:
     """
     try:
         entries = list(run.path.iterdir())
-        if run.status == "new" and all(map(_left_by_a_failed_start, entries)):
+        if run.status == "new" and all(_left_by_a_failed_start(entry) or _is_empty_record(entry) for entry in entries):
             last = (CONFIG_FILE, LOCK_FILE)  # without which the rest would look like files of others
             for entry in sorted(entries, key=lambda entry: last.index(entry.name) if entry.name in last else -1):
                 if run.found is None or entry.name not in run.found:
@@ -188,6 +189,11 @@ def withdraw(run: RunDir) -> None:
                 run.path.rmdir()
     except OSError:
         pass
+
+
+def _is_empty_record(entry: Path) -> bool:
+    """Return True for a record that was opened and has no line yet: rollout engines and workers start behind it."""
+    return entry.name == RECORD and entry.is_file() and entry.stat().st_size == 0
 
 
 def last_step(path: Path) -> int:

@@ -22,6 +22,15 @@ def test_rollouts_that_may_be_longer_than_a_window_are_refused(tmp_path, capsys)
     run_toy(tmp_path / "fits", f"rl.max_tokens={longest}")
 
 
+def test_a_server_that_does_not_run_leaves_no_directory(tmp_path, capsys):
+    """The record is opened before it is asked."""
+    words = ("rl.engine=lmdeploy", "rl.exact=false", "rl.url=http://127.0.0.1:9,http://127.0.0.1:7")
+    assert train(toy_config(tmp_path / "run", *words)) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "http://127.0.0.1:9" in line
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("key", "gap"), [("bf16", False), ("masters", True)])
 def test_experts_in_fp8_quantise_what_the_key_says(tmp_path, monkeypatch, key, gap):
     """An engine that received weights in bf16 quantises their rounding. Training quantises it, too, unless

@@ -110,7 +110,7 @@ def test_a_refused_run_leaves_no_directory_unless_it_has_files_of_others(other):
         assert run.path.is_dir()
 
 
-@pytest.mark.parametrize("there", [(), ("notes.tmp",), ("config.yaml", "scratch.tmp/notes.txt")])
+@pytest.mark.parametrize("there", [(), ("notes.tmp",), ("config.yaml", "scratch.tmp/a.txt")])
 def test_a_refused_run_leaves_what_was_in_its_directory_before_it(there):
     cfg = toy("run.dir=some/run")
     path = Path("some/run")
