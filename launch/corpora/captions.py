@@ -21,6 +21,7 @@ from trainer.config.say import counted
 
 if TYPE_CHECKING:
     from trainer.corpora.captions.describing import Describing
+    from trainer.corpora.captions.inputs import Input
     from trainer.corpora.captions.routing.stage import Options as RoutingOptions
 
 LEAST_DPI, MOST_DPI = 20, 1200
@@ -35,7 +36,14 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         remedy = "name PDFs, directories of PDFs, or .jsonl lists of them"
         raise CommandError(f"octavo captions: missing INPUT; {remedy}", where="INPUT", allowed=remedy)
     check_all(*(partial(must_exist, path, "give an existing file or directory") for path in options.inputs))
-    return partial(_work, options, read_routing(options), read_describing(options))
+    if os.path.lexists(options.out) and not os.path.isdir(options.out):
+        remedy = "give a new directory, or that of an earlier start"
+        text = f"octavo captions: OUT {options.out} is not a directory; {remedy}"
+        raise CommandError(text, where="OUT", value=options.out, allowed=remedy)
+    routes, describing = read_routing(options), read_describing(options)
+    from trainer.corpora.captions.inputs import find_inputs
+
+    return partial(_work, options, find_inputs(options.inputs), routes, describing)
 
 
 def _options(parser: Parser) -> None:
@@ -64,8 +72,9 @@ def _options(parser: Parser) -> None:
     add_describing(parser)
 
 
-def _work(options: argparse.Namespace, routes: RoutingOptions, describing: Describing | None) -> int:
-    from trainer.corpora.captions.inputs import find_inputs
+def _work(
+    options: argparse.Namespace, inputs: Sequence[Input], routes: RoutingOptions, describing: Describing | None
+) -> int:
     from trainer.corpora.captions.layout.stage import Options
     from trainer.corpora.captions.pipeline import run_pipeline
 
@@ -74,9 +83,7 @@ def _work(options: argparse.Namespace, routes: RoutingOptions, describing: Descr
     settings = Options(options.dpi, options.seconds, options.workers)
     try:
         with ProgressDisplay() as progress:
-            reports = run_pipeline(
-                out, find_inputs(options.inputs), settings, describing, routes=routes, progress=progress
-            )
+            reports = run_pipeline(out, inputs, settings, describing, routes=routes, progress=progress)
     except KeyboardInterrupt:
         print(f"interrupted; the same command resumes in {out}", file=sys.stderr)
         return 130

@@ -64,15 +64,20 @@ def read_describing(options: argparse.Namespace) -> Describing | None:
     files = [path for path in (options.captioners, options.prompts, options.discriminator) if path is not None]
     check_all(*(partial(must_exist, path, "give an existing file or directory") for path in files))
 
+    from trainer.corpora.captions.describe.captioner import Captioner
     from trainer.corpora.captions.describe.endpoints import read_endpoints
     from trainer.corpora.captions.describe.prompts import BUILT_IN
     from trainer.corpora.captions.describe.stage import CaptionOptions
     from trainer.corpora.captions.describing import Describing
+    from trainer.corpora.captions.quality.discriminator import read_config
     from trainer.corpora.captions.quality.stage import QualityOptions
 
     chosen = argparse.Namespace(**{**OF_CAPTIONERS, **given})
+    endpoints = read_endpoints(Path(options.captioners))
+    for route, one in endpoints.items():
+        Captioner(one, f"{options.captioners}: {route}").close()  # its address and key can be used
     captions = CaptionOptions(
-        read_endpoints(Path(options.captioners)),
+        endpoints,
         Path(chosen.prompts) if chosen.prompts else BUILT_IN,
         words=chosen.words,
         printed=not chosen.image_only,
@@ -84,5 +89,11 @@ def read_describing(options: argparse.Namespace) -> Describing | None:
     )
     captions.identity()  # reads the prompts
     discriminator = Path(chosen.discriminator) if chosen.discriminator else None
+    if discriminator is not None:
+        read_config(discriminator)
+        if find_spec("transformers") is None:
+            remedy = "pip install transformers"
+            text = f"--discriminator needs transformers, which is not installed; {remedy}"
+            raise CommandError(text, where="--discriminator", value="transformers", allowed=remedy)
     quality = QualityOptions(discriminator=discriminator, threshold=chosen.threshold, label=chosen.label)
     return Describing(captions, quality)

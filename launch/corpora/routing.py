@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.paths import check_all, must_exist
 from trainer.config.command_line import Parser
+from trainer.config.errors import CommandError
 
 if TYPE_CHECKING:
     from trainer.corpora.captions.routing.stage import Options
@@ -40,5 +42,9 @@ def read_routing(options: argparse.Namespace) -> Options:
     check_all(*(partial(captioner, text) for text in options.route))
     if options.subjects is not None:
         must_exist(options.subjects, "give a directory with a sequence classifier")
+        if find_spec("transformers") is None:
+            remedy = "pip install transformers"
+            text = f"--subjects needs transformers, which is not installed; {remedy}"
+            raise CommandError(text, where="--subjects", value="transformers", allowed=remedy)
     captioners = tuple(captioner(text) for text in options.route) or (SCIENCE_CAPTIONER,)
     return Options(captioners, options.default_route, None if options.subjects is None else Path(options.subjects))

@@ -25,6 +25,11 @@ class Input:
     licence: str = ""
     source: str = ""
 
+    @property
+    def name(self) -> str:
+        """The path as text that can be written: bytes of it that are not UTF-8 as in "a\\xff.pdf"."""
+        return os.fsencode(self.path).decode("utf-8", "backslashreplace")
+
 
 def find_inputs(names: Sequence[str | Path]) -> list[Input]:
     """The documents in the order of `names`; those of a directory in the order of their paths.
@@ -82,6 +87,9 @@ def _listed(path: Path) -> Iterator[Input]:
                 raise DataError(f"{where}: {error}; give {remedy}", where=where, allowed=remedy) from None
             if not isinstance(row, dict) or not isinstance(row.get("path"), str) or not row["path"]:
                 raise DataError(f"{where} has no path; give {remedy}", where=where, allowed=remedy)
+            if "\0" in row["path"]:
+                text = f"{where}: no file has NUL in its path; give {remedy}"
+                raise DataError(text, where=where, value=row["path"], allowed=remedy)
             fields = {FIELDS[key]: value for key, value in row.items() if key in FIELDS}
             wrong = [key for key, value in fields.items() if not isinstance(value, str)]
             if wrong:

@@ -12,7 +12,7 @@ from trainer.corpora.captions.dedup.stage import STAGE as DEDUP
 from trainer.corpora.captions.dedup.stage import run_dedup
 from trainer.corpora.captions.inputs import Input, identity
 from trainer.corpora.captions.layout.stage import STAGE, Options, run_layout
-from trainer.corpora.captions.reports import StageReport
+from trainer.corpora.captions.reports import REPORT, StageReport
 from trainer.corpora.captions.routing import stage as routing
 from trainer.data.errors import DataError
 from trainer.storage.atomic import FILE_SUFFIX, atomic_file
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 FORMAT = 3  # increase it with any change of the output for the same input
 PLAN, LOCK = "plan.json", "lock"
+STAGES = (STAGE, DEDUP, routing.STAGE, "captions", "quality")  # each reads those before it
+LEDGERS = "*.ledger.jsonl"  # answers of captioners
 PACKAGES = {"pypdfium2": "pypdfium2", "PIL": "pillow", "imagehash": "imagehash"}  # imported name -> distribution
 EXTRA = "pip install -e '.[captions]'"
 
@@ -47,12 +49,15 @@ def run_pipeline(
     same result byte for byte. Raises DataError, also for a directory of other inputs or options; OSError.
     """
     refuse_missing_packages()
+    plan = {"format": FORMAT, "dpi": options.dpi, "documents": len(inputs), "inputs": identity(inputs)}
+    _is_planned(out, plan)  # before anything is written in a directory of something else
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / LOCK) as lock:
-            _same_plan(
-                out, {"format": FORMAT, "dpi": options.dpi, "documents": len(inputs), "inputs": identity(inputs)}
-            )
+            if not _is_planned(out, plan):
+                with atomic_file(out / PLAN) as temporary:
+                    temporary.write_text(json.dumps(plan, indent=1) + "\n")
+            _refuse_stale(out)
             routes_of = None if describing is None else _routes(describing, routes, out / routing.STAGE)
             reports = [run_layout(out / STAGE, inputs, options, progress=progress, lock=lock.file)]
             reports.append(run_dedup(out / DEDUP, out / STAGE, progress=progress))
@@ -92,14 +97,40 @@ def refuse_missing_packages() -> None:
         raise DataError(text, where="INPUT", value=tuple(lacking), allowed=EXTRA)
 
 
-def _same_plan(out: Path, plan: dict[str, Any]) -> None:
-    """Write the plan to a new directory, or check that an earlier start had the same. Raises DataError."""
+def _refuse_stale(out: Path) -> None:
+    """Raises DataError where a stage has results and one before it is gone, whose results may change when it is done
+    again. Answers of captioners are not results: they are found by what was asked."""
+    for number, stage in enumerate(STAGES):
+        if (out / stage / REPORT).exists():
+            continue
+        for later in STAGES[number + 1 :]:
+            results = [path for path in (out / later).glob("*") if path.name != PLAN and not path.match(LEDGERS)]
+            if results:
+                remedy = f"remove {out / later}"
+                if any((out / later).glob(LEDGERS)):
+                    remedy = f"remove all but {LEDGERS} and {PLAN} in {out / later}, which keeps the answers"
+                text = f"{out / later} is of another {out / stage}, which is not finished; {remedy}"
+                raise DataError(text, where=str(out / later), value=results[0].name, allowed=remedy)
+        return
+
+
+def _is_planned(out: Path, plan: dict[str, Any]) -> bool:
+    """Return True if an earlier start had the same plan, False for a new directory. Raises DataError for others."""
     path = out / PLAN
+    if not out.exists():
+        return False
     if path.exists():
-        earlier = json.loads(path.read_text())
+        try:
+            earlier = json.loads(path.read_text())
+        except ValueError:
+            earlier = None
+        if not isinstance(earlier, dict):
+            remedy = "give another directory"
+            text = f"{path} is not a plan of this command; {remedy}"
+            raise DataError(text, where=str(path), allowed=remedy)
         changed = [f"{key} was {earlier.get(key)} and is {plan[key]}" for key in plan if plan[key] != earlier.get(key)]
         if not changed:
-            return
+            return True
         remedy = "give another directory, or repeat the earlier command"
         where = "the inputs or their files have changed" if changed[0].startswith("inputs ") else "; ".join(changed)
         text = f"{out} has work of another command: {where}; {remedy}"
@@ -109,5 +140,4 @@ def _same_plan(out: Path, plan: dict[str, Any]) -> None:
         remedy = "give a new directory"
         text = f"{out} has {strangers[0]}, which this command did not write; {remedy}"
         raise DataError(text, where=str(out), value=strangers[0], allowed=remedy)
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(plan, indent=1) + "\n")
+    return False

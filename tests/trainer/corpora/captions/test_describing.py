@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from launch.cli import main
 from tests.printed import error_line
 from tests.trainer.corpora.captions.describe.caption_server import Server, caption_server
 from trainer.corpora.captions.describe.rows import read_captions
+from trainer.corpora.captions.pipeline import LEDGERS, PLAN, STAGES
 from trainer.corpora.captions.reports import StageReport
 from trainer.corpora.captions.tables import read_crops
 
@@ -82,11 +84,38 @@ def test_a_failure_of_the_server_is_one_line_and_the_next_start_resumes(tmp_path
         ["--captioners", "none.yaml"],
         ["--captioners", "{file}", "--prompts", "{file}"],
         ["--captioners", "{file}", "--most-money", "0"],
+        ["--captioners", "{file}", "--discriminator", "{folder}"],
+        ["--captioners", "{keyless}"],
+        ["--captioners", "{nowhere}"],
     ],
 )
 def test_options_that_cannot_be_used_are_refused_before_any_work(tmp_path, papers, capsys, words):
     file = tmp_path / "captioners.yaml"
     file.write_text("general: {url: 'http://localhost:1/v1', model: m}")
-    assert run(tmp_path, papers, *[word.replace("{file}", str(file)) for word in words]) == 2
+    files = {"file": file, "folder": tmp_path, "keyless": tmp_path / "keyless", "nowhere": tmp_path / "nowhere"}
+    files["keyless"].write_text("general: {url: 'http://localhost:1/v1', api_key_env: NO_SUCH_KEY}")
+    files["nowhere"].write_text("general: {url: 'localhost:1'}")
+    assert run(tmp_path, papers, *[word.format(**files) for word in words]) == 2
     assert error_line(capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+
+
+def test_results_of_a_stage_that_is_gone_are_not_taken_for_those_of_the_new_one(tmp_path, papers, capsys):
+    out = tmp_path / "out"
+    with caption_server(lambda number, before: "well") as server:
+        file = captioners(tmp_path, server)
+        assert run(tmp_path, papers, "--captioners", file) == 0
+        assert {path.name for path in out.iterdir() if path.is_dir()} == {*STAGES}
+        asked = server.asked.total()
+        for again, kept in (("captions", "quality"), ("routing", "captions")):
+            shutil.rmtree(out / again)
+            before = {path: path.read_bytes() for path in (out / kept).iterdir()}
+            assert run(tmp_path, papers, "--captioners", file) == 1
+            assert str(out / kept) in error_line(capsys.readouterr().err)
+            assert {path: path.read_bytes() for path in (out / kept).iterdir()} == before
+            for path in before:
+                if not path.match(LEDGERS) and path.name != PLAN:
+                    path.unlink()
+            shutil.rmtree(out / "quality")
+            assert run(tmp_path, papers, "--captioners", file) == 0
+        assert server.asked.total() == 2 * asked  # once more where the answers were removed too

@@ -140,10 +140,73 @@ def test_other_inputs_or_options_are_refused(tmp_path, monkeypatch):
     with pytest.raises(DataError) as caught:
         run_pipeline(tmp_path, inputs, Options(workers=0))
     assert caught.value.value == "a.pdf"
+    assert not (tmp_path / "lock").exists()
     monkeypatch.setattr("trainer.corpora.captions.pipeline.find_spec", lambda name: None)
     with pytest.raises(DataError) as caught:
         run_pipeline(tmp_path / "new", inputs, Options(workers=0))
     assert caught.value.value == ("pypdfium2", "pillow", "imagehash")
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "{}"])
+def test_a_directory_of_something_else_is_left_as_it_was(text, tmp_path):
+    write_pdf(tmp_path / "a.pdf")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "plan.json").write_text(text)
+    with pytest.raises(DataError):
+        run_pipeline(tmp_path / "out", find_inputs([tmp_path / "a.pdf"]), Options(workers=0))
+    assert contents(tmp_path / "out") == {"plan.json": text.encode()}
+
+
+def test_an_output_that_is_a_file_and_a_wrong_list_are_refused_before_any_work(tmp_path, capsys):
+    pdf = write_pdf(tmp_path / "a.pdf")
+    (tmp_path / "list.jsonl").write_text('{"path": "a\\u0000.pdf"}')
+    assert main(["captions", str(pdf), str(pdf)]) == 2
+    assert main(["captions", str(tmp_path / "out"), str(tmp_path / "list.jsonl")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_is_not_utf8_is_written_with_its_bytes(tmp_path):
+    folder = os.fsencode(tmp_path)
+    write_pdf(tmp_path / "a.pdf")
+    os.rename(tmp_path / "a.pdf", folder + b"/\xff.pdf")
+    Path(os.fsdecode(folder + b"/\xfe.pdf")).write_bytes(b"no PDF")
+    run_pipeline(tmp_path / "out", find_inputs([tmp_path]), Options(workers=0))
+    (crop,) = read_crops(tmp_path / "out" / "layout")
+    assert crop.document == str(tmp_path / "\\xff.pdf")
+    (line,) = StageReport.read(tmp_path / "out" / "layout").lines
+    assert line.startswith(str(tmp_path / "\\xfe.pdf"))
+
+
+def test_a_page_that_cannot_be_drawn_costs_its_document_alone(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        write_pdf(tmp_path / f"{name}.pdf")
+    draw, drawn = pypdfium2.PdfPage.render, []
+
+    def failing(page, **options):
+        drawn.append(page)
+        if len(drawn) == 1:
+            raise pypdfium2.PdfiumError("no bitmap")
+        return draw(page, **options)
+
+    monkeypatch.setattr(pypdfium2.PdfPage, "render", failing)
+    report = run_layout(tmp_path / "out", find_inputs([tmp_path]), Options(workers=0))
+    assert report.counts["documents"].to_json() == {"in": 2, "out": 1, "dropped": {"broken": 1}}
+
+
+def test_a_stage_killed_just_after_its_report_leaves_nothing_more(folder, tmp_path, monkeypatch):
+    inputs = find_inputs([folder])
+    run_layout(tmp_path / "whole", inputs, Options(workers=0))
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_layout(tmp_path / "out", inputs, Options(workers=0))
+    run_layout(tmp_path / "out", inputs, Options(workers=0))
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def start_odd():

@@ -60,7 +60,7 @@ class Captioner(Server):
         self.option = option  # names the address in errors
         super().__init__(
             endpoint.url,
-            api_key=_key(endpoint.api_key_env),
+            api_key=_key(endpoint.api_key_env, option),
             timeout=endpoint.timeout,
             retries=endpoint.retries,
             backoff=endpoint.backoff,
@@ -82,14 +82,14 @@ class Captioner(Server):
         return self.post("chat/completions", body, _reply)
 
 
-def _key(variable: str) -> str:
+def _key(variable: str, option: str) -> str:
     if not variable:
         return ""
     key = os.environ.get(variable, "").strip()
     if not key:
         allowed = "an environment variable with the key"
-        text = f"--api-key-env {variable}: the variable is not set or empty; give {allowed}"
-        raise DataError(text, where="--api-key-env", value=variable, allowed=allowed)
+        text = f"{option}.api_key_env: {variable} is not set or empty; give {allowed}"
+        raise DataError(text, where=f"{option}.api_key_env", value=variable, allowed=allowed)
     return key
 
 

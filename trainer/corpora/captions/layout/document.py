@@ -81,6 +81,8 @@ def read_document(document: Input, dpi: float, reading: Reading) -> Iterator[Cro
                 continue
             reading.pages.keep()
         yield from _crops(pdf, document, dpi, reading, found)
+    except pypdfium2.PdfiumError as error:
+        raise RefusedError("broken", f"a page cannot be drawn ({error})") from None
     finally:
         pdf.close()
 
@@ -99,10 +101,14 @@ def _open(path: Path) -> Any:
 
 
 def _layout(pdf: Any, number: int) -> _Found:
+    import pypdfium2
+
     page = pdf[number - 1]
     try:
         width, height = page.get_size()
-        if not 0 < width <= MOST_SIDE or not 0 < height <= MOST_SIDE:
+        if width <= 0 or height <= 0:
+            raise pypdfium2.PdfiumError("it has no area")
+        if width > MOST_SIDE or height > MOST_SIDE:
             raise PageTooLargeError(f"{width:,.0f} x {height:,.0f} points")
         content = read_page(page, number)
         return _Found(number, content.size, layout_of(content))
@@ -135,7 +141,7 @@ def _crops(pdf: Any, document: Input, dpi: float, reading: Reading, found: list[
                 image, width, height, used = rendered
                 caption = region.caption
                 yield Crop(
-                    id=crop_id(reading.pdf, one.number, box, region.kind), pdf=reading.pdf, document=document.path,
+                    id=crop_id(reading.pdf, one.number, box, region.kind), pdf=reading.pdf, document=document.name,
                     page=one.number, page_size=one.size, box=box, kind=region.kind,
                     label=caption.label if caption else "", caption=caption.text if caption else "",
                     context=context_of(caption, box, one.layout.body, mentions),

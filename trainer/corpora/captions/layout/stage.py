@@ -58,6 +58,7 @@ def run_layout(
     A finished stage is not done again. Raises DataError, LedgerLineError, OSError.
     """
     if (report := StageReport.read(directory)) is not None:
+        _clean(directory)  # the stage may have been killed just after its report
         return report
     directory.mkdir(parents=True, exist_ok=True)
     with Ledger(directory / LEDGER) as ledger:
@@ -69,9 +70,14 @@ def run_layout(
         temporary.write_text("".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in every))
     report = _account(inputs, every, options)
     report.write(directory)
-    shutil.rmtree(directory / SPOOL, ignore_errors=True)
-    (directory / LEDGER).unlink()
+    _clean(directory)
     return report
+
+
+def _clean(directory: Path) -> None:
+    """Remove what only an unfinished stage needs."""
+    shutil.rmtree(directory / SPOOL, ignore_errors=True)
+    (directory / LEDGER).unlink(missing_ok=True)
 
 
 def _read_all(
@@ -116,13 +122,13 @@ def _read(directory: Path, dpi: float, job: Facts, report: Reporter) -> Facts:
             raise
         return _dropped(document, "unreadable", error.strerror or str(error))
     return {
-        "document": document.path, "pdf": reading.pdf, "crops": crops, "bytes": path.stat().st_size,
+        "document": document.name, "pdf": reading.pdf, "crops": crops, "bytes": path.stat().st_size,
         "pages": reading.pages.to_json(), "regions": reading.crops.to_json(), "problems": reading.problems,
     }  # fmt: skip
 
 
 def _dropped(document: Input, reason: str, problem: str) -> Facts:
-    return {"document": document.path, "dropped": reason, "problems": [problem]}
+    return {"document": document.name, "dropped": reason, "problems": [problem]}
 
 
 def _spool(directory: Path, number: int) -> Path:

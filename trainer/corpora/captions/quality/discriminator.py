@@ -23,7 +23,7 @@ class Discriminator:
     """
 
     def __init__(self, directory: Path, *, label: str | None = None, device: str = "cpu") -> None:
-        kinds = _read(directory)
+        kinds = read_config(directory)
         try:
             import torch
             from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -83,7 +83,7 @@ class Discriminator:
         return found
 
 
-def _read(directory: Path) -> dict[str, Any]:
+def read_config(directory: Path) -> dict[str, Any]:
     """config.json. Raises DataError where it is missing or asks for code of its own."""
     allowed = "a directory with a sequence classifier of transformers"
     try:

@@ -164,4 +164,4 @@ def test_a_key_goes_with_each_request_and_into_no_error_or_ledger(tmp_path, monk
     monkeypatch.setenv("CAPTIONS_KEY", " ")
     with pytest.raises(DataError) as caught:
         run(tmp_path / "ledger", server.url, api_key_env="CAPTIONS_KEY")
-    assert caught.value.where == "--api-key-env"
+    assert caught.value.where == "--general.api_key_env"
