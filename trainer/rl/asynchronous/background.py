@@ -160,9 +160,9 @@ class Beside:
             there = self._changed.wait_for(ready, timeout=deadline_s)
             if self._failed is not None:
                 raise self._failed
-            if not there:
-                late = next(filter(self.under_way.waits, numbers))
-                raise _late(self.name, late // self.under_way.size, deadline_s)
+            late = [] if there else [*filter(self.under_way.waits, numbers)]  # none: a thread was done at the deadline
+            if late:
+                raise _late(self.name, late[0] // self.under_way.size, deadline_s)
         return self.under_way.finish([*numbers])
 
     def stop(self) -> None:

@@ -103,6 +103,20 @@ def test_a_round_that_is_late_or_an_engine_that_fails_ends_it(directory):
     assert failed.value.where == "own engine"
 
 
+def test_a_rollout_that_is_done_as_its_deadline_passes_is_not_late(directory, monkeypatch):
+    """Between the last look of the thread that waits and its error."""
+    _, background = beside(directory)
+    genuine = background._changed.wait_for
+
+    def passed(ready, timeout):
+        genuine(ready, timeout=60.0)
+        return False
+
+    monkeypatch.setattr(background._changed, "wait_for", passed)
+    background.start([0])
+    assert len(background.collect([0], 0.0)[0].rollout.ids) == 4
+
+
 def test_rollouts_ahead_of_a_round_have_no_deadline(directory):
     remote, background = beside(directory)
     genuine, deadlines = remote.engine.generate, []
