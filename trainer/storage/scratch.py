@@ -40,6 +40,8 @@ def remove_abandoned(parent: Path) -> None:
         try:
             with FileLock(path / LOCK, create=False):
                 shutil.rmtree(path, ignore_errors=True)
+        except FileNotFoundError:  # a process that was removing it, lock first, may have been killed
+            shutil.rmtree(path, ignore_errors=True)
         except (LockedError, OSError):
             continue  # a live process or another user has it, or it is being removed
 

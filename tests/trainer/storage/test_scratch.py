@@ -25,6 +25,14 @@ def test_only_what_killed_processes_left_is_removed(tmp_path):
     assert not live.path.exists()
 
 
+def test_a_removal_that_was_killed_is_finished(tmp_path):
+    half = tmp_path / f"{scratch.PREFIX}half"
+    half.mkdir()
+    (half / "state").write_bytes(b"1")  # its lock was removed first
+    remove_abandoned(tmp_path)
+    assert not half.exists()
+
+
 def test_files_are_removed_when_a_process_ends_without_close(tmp_path):
     if (child := os.fork()) == 0:
         directory = ScratchDirectory(tmp_path)
