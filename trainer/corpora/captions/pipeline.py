@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from trainer.corpora.captions.describe.stage import RoutesOf
     from trainer.corpora.captions.describing import Describing
 
-FORMAT = 3  # increase it with any change of the output for the same input
+FORMAT = 4  # increase it with any change of the output for the same input
 PLAN, LOCK = "plan.json", "lock"
 STAGES = (STAGE, DEDUP, routing.STAGE, "captions", "quality")  # each reads those before it
 LEDGERS = "*.ledger.jsonl"  # answers of captioners
