@@ -74,8 +74,8 @@ def read_describing(options: argparse.Namespace) -> Describing | None:
 
     chosen = argparse.Namespace(**{**OF_CAPTIONERS, **given})
     endpoints = read_endpoints(Path(options.captioners))
-    for route, one in endpoints.items():
-        Captioner(one, f"{options.captioners}: {route}").close()  # its address and key can be used
+    for route, endpoint in endpoints.items():
+        Captioner(endpoint, f"{options.captioners}: {route}").close()  # its address and key can be used
     captions = CaptionOptions(
         endpoints,
         Path(chosen.prompts) if chosen.prompts else BUILT_IN,

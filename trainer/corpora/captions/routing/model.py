@@ -102,7 +102,7 @@ class TextModel:
             {"format": FORMAT, "subjects": SUBJECTS, "calibration": vars(self.calibration), "facts": self.facts},
             sort_keys=True,
         )
-        arrays = {
+        arrays: dict[str, Any] = {
             "features": self.features_F, "rarity": self.rarity_F, "weights": self.weights_FS, "scale": self.scale_S,
             "bias": self.bias_S, "about": np.frombuffer(about.encode(), np.uint8),
         }  # fmt: skip
@@ -118,8 +118,8 @@ class TextModel:
                 if about["format"] != FORMAT or tuple(about["subjects"]) != SUBJECTS:
                     raise ValueError(f"it is of the format {about['format']}, with the subjects {about['subjects']}")
                 raw = about["calibration"]
-                numbers = (float(raw[name]) for name in "abcd")
-                calibration = Calibration(*numbers, shift=tuple(float(x) for x in raw["shift"]))
+                a, b, c, d = (float(raw[name]) for name in "abcd")
+                calibration = Calibration(a, b, c, d, tuple(float(x) for x in raw["shift"]))
                 model = cls(found["features"], found["rarity"], found["weights"], found["scale"], found["bias"],
                             calibration, about["facts"])  # fmt: skip
             count, subjects = len(model.features_F), len(SUBJECTS)

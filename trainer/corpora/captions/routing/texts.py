@@ -129,7 +129,8 @@ def prose(documentation: str) -> str:
 
 def split(documentation: str, names: frozenset[str] = frozenset()) -> Iterator[Text]:
     """Texts of FEWEST to about WORDS words. names: words that are left out, in lower case."""
-    sentences, words = [], 0
+    sentences: list[str] = []
+    words = 0
     for sentence in SENTENCE.split(prose(documentation)):
         kept = WORD.sub(lambda word: "" if word[0].lower() in names else word[0], sentence)
         count = len(WORD.findall(kept))
