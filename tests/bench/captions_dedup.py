@@ -1,8 +1,8 @@
 """Search for copies among crops: seconds and memory for many hashes, and copies found among drawn figures.
 
-    python -m tests.bench.captions_dedup                         10^6 hashes, each search in a fresh process
+    python -m tests.bench.captions_dedup                         10^6 hashes, each distance in a fresh process
     python -m tests.bench.captions_dedup --hashes 1e7
-    python -m tests.bench.captions_dedup --hashes 0 --figures 1  drawn figures; takes about four CPU-minutes
+    python -m tests.bench.captions_dedup --hashes 0 --figures 1  drawn figures; takes about five CPU-minutes
 
 Hashes are random but for a quarter, which are within 4 bits of others, and a tenth, which are equal. The search of
 10^4 is checked against a comparison of all pairs.
@@ -26,6 +26,7 @@ from tests.trainer.corpora.captions.dedup.hashed import collected, compared_all,
 from trainer.corpora.captions.dedup.stage import DISTANCES
 
 CHECKED = 10_000
+SEARCHED = sorted({4, *DISTANCES.values()})  # bits: of the goal, and of the stage
 FIGURES = {"peak": 60, "spectrum": 12, "sines": 40, "bars": 12, "scatter": 12, "heat": 24, "logo": 12}
 SEARCH = """
 import sys, time
@@ -56,7 +57,7 @@ def search(count: int, distance: int) -> dict[str, Any]:
     return {"hashes": hashed, "different": different, "pairs": pairs, "seconds": seconds, "peak": peak}
 
 
-def all_found(count: int = CHECKED, distance: int = 4) -> int:
+def all_found(distance: int, count: int = CHECKED) -> int:
     """Compare the pairs of a search with those of comparing all, and return their number."""
     found = hashes(count, "even")
     expected = compared_all(found, distance)
@@ -68,19 +69,26 @@ def figures(share: float) -> None:
     """Print what the stage does with figures of each style. share: of FIGURES."""
     counts = {kind: max(1, round(count * share)) for kind, count in FIGURES.items()}
     print("\n| style | crops | copies removed | figures lost | CPU-s a crop, drawing included |\n|---|---|---|---|---|")
+    held_out: list[drawn.Judged] = []
     for style in (*drawn.TUNED, *drawn.HELD_OUT):
         with tempfile.TemporaryDirectory() as directory:
             start = time.process_time()
             one = drawn.judged(Path(directory), [style], counts, drawn.COPIES)
             seconds = (time.process_time() - start) / one.crops
+        if style in drawn.HELD_OUT:
+            held_out.append(one)
         tuned = " (tuned on)" if style in drawn.TUNED else ""
-        print(
-            f"| {style}{tuned} | {one.crops} | {one.removed} of {one.copies} ({one.removed / one.copies:.1%}) | "
-            f"{one.lost} of {one.figures} ({one.lost / one.figures:.1%}) | {seconds:.3f} |",
-            flush=True,
-        )
+        print(_row(f"{style}{tuned}", [one]), f"{seconds:.3f} |", flush=True)
         if one.left:
             print(f"  not removed: {one.left}", flush=True)
+    print(_row("together, but for those tuned on", held_out), "|")
+
+
+def _row(name: str, found: list[drawn.Judged]) -> str:
+    crops, copies, removed = (sum(getattr(one, of) for one in found) for of in ("crops", "copies", "removed"))
+    different, lost = sum(one.figures for one in found), sum(one.lost for one in found)
+    shares = f"{removed} of {copies} ({removed / copies:.1%}) | {lost} of {different} ({lost / different:.1%})"
+    return f"| {name} | {crops} | {shares} |"
 
 
 def main() -> None:
@@ -89,13 +97,13 @@ def main() -> None:
     parser.add_argument("--figures", type=float, default=0.0, help="share of the figures that are drawn (default: 0)")
     options = parser.parse_args()
     if options.hashes:
-        print(f"{CHECKED:,} hashes: all {all_found():,} pairs within 4 bits found")
-        for name, distance in DISTANCES.items():
+        for distance in SEARCHED:
+            print(f"{CHECKED:,} hashes: all {all_found(distance):,} pairs within {distance} bits found", flush=True)
             found = search(int(options.hashes), distance)
             hashed = f"{found['hashes']:,} hashes ({found['different']:,} different)"
             pairs = f"{found['pairs']:,} pairs within {distance} bits"
             cost = f"{found['seconds']:.1f} CPU-seconds, peak {found['peak']:.0f} MiB"
-            print(f"{name}: {hashed}, {pairs}: {cost}", flush=True)
+            print(f"{hashed}, {pairs}: {cost}", flush=True)
     if options.figures:
         figures(options.figures)
 

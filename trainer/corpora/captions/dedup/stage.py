@@ -44,7 +44,7 @@ from trainer.storage.progress import OnProgress, Progress, ignore
 from trainer.storage.scratch import ScratchDirectory, remove_abandoned
 
 STAGE = "dedup"
-DISTANCES = {"phash": 4, "turns": 6}  # bits of 64
+DISTANCES = {"phash": 6, "turns": 6}  # bits of 64
 NEAR_KINDS = ("figure",)  # others hold text, whose letters are too small for the second look
 NOTHING = Looks("0" * 64, True, 0, 0)
 PACKAGES = {"imagehash": "imagehash", "PIL": "pillow", "scipy": "scipy"}  # imported name -> distribution

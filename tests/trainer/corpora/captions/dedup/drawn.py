@@ -1,7 +1,7 @@
 """Figures drawn for tests: different ones with the same axes, and copies of each.
 
 A style is a drawing program with its fonts, lines and colours. Of the styles in TUNED the limits of the code were
-chosen; those in HELD_OUT were drawn afterwards.
+chosen; those in HELD_OUT were drawn afterwards. "seaborn" and "classic" have another shape than the rest.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from trainer.corpora.captions.tables import part_path, write_part
 Picture = Image.Image
 Floats = NDArray[np.float64]
 TUNED = ("plain", "pillow")
-HELD_OUT = ("grid", "ggplot", "serif", "dark")
+HELD_OUT = ("grid", "ggplot", "serif", "dark", "seaborn", "classic")
 KINDS = ("peak", "spectrum", "sines", "bars", "scatter", "heat")
 COPIES = ("finer", "coarser", "jpeg", "colours", "margin")
 COLOURS = {"tab:blue": (31, 119, 180), "crimson": (220, 20, 60), "black": (0, 0, 0), "seagreen": (46, 139, 87)}
@@ -68,7 +68,8 @@ def figure(style: str, kind: str, seed: int) -> Figure:
 
 
 def draw(shown: Figure, *, dpi: int = 100, colour: int = 0) -> Picture:
-    """A picture of 480 x 360 pixels at 100 dpi. colour: which of four colours or colour maps."""
+    """A picture of 480 x 360 pixels at 100 dpi (seaborn: 600 x 300, classic: 420 x 420). colour: which of four colours
+    or colour maps."""
     return (_pillow if shown.style == "pillow" else _matplotlib)(shown, dpi, colour)
 
 
@@ -115,15 +116,18 @@ def _matplotlib(shown: Figure, dpi: int, colour: int) -> Picture:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Page
 
+    library = matplotlib.style.library
     settings: dict[str, Any] = {
         "plain": {},
         "grid": {"axes.grid": True, "font.size": 12, "lines.linewidth": 2.5},
-        "ggplot": dict(matplotlib.style.library["ggplot"]),
-        "dark": dict(matplotlib.style.library["dark_background"]),
+        "ggplot": dict(library["ggplot"]),
+        "dark": dict(library["dark_background"]),
         "serif": {"font.family": "serif", "xtick.direction": "in", "axes.spines.top": False, "lines.linewidth": 0.9},
+        "seaborn": {**library["seaborn-v0_8-darkgrid"], "figure.figsize": (6.0, 3.0), "scatter.marker": "D"},
+        "classic": {**library["classic"], "figure.figsize": (4.2, 4.2)},
     }[shown.style]
-    with rc_context(settings):
-        page = Page(figsize=(4.8, 3.6), dpi=dpi)
+    with rc_context({"figure.figsize": (4.8, 3.6), **settings}):
+        page = Page(dpi=dpi)
         axes = page.add_subplot()
         paint: Callable[[Any, int], None] = _PAINTERS.get(shown.kind, _curve)
         paint((axes, shown.data), colour)
