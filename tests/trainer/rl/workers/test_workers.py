@@ -150,7 +150,7 @@ def test_an_answer_that_kills_every_worker_is_named():
             reward(question(7), "14")
         assert caught.value.value == "question 7"
         assert caught.value.where.startswith("worker 0 of 1")
-        assert len(str(caught.value).splitlines()) == 1
+        assert [len(fault.text.splitlines()) for fault in caught.value.faults] == [1]
         assert reward.counts()["workers/died"] == TRIES
 
 
