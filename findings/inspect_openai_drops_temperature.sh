@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# inspect-ai 0.3.285 (Python 3.12, openai 3.57.0): as openai/NAME, a model with a name that Inspect does not know is asked
+# inspect-ai 0.3.285 (Python 3.11 and 3.12, openai 3.57.0): as openai/NAME, a model with a name that Inspect does not know is asked
 # without the temperature that was given.
 #
 # The provider takes an unknown name for OpenAI's newest model, whose temperature, it says, is always 1: it
