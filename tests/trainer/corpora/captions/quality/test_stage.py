@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,3 +179,28 @@ def test_a_classifier_without_its_head_and_a_label_it_lacks_are_refused(tmp_path
     with pytest.raises(DataError) as caught:
         Discriminator(tmp_path)
     assert "classifier.weight" in caught.value.value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
+def test_outputs_are_scored_as_they_were_trained(tmp_path, problem):
+    import torch
+
+    model, tokenizer = save_classifier(tmp_path, 3)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "problem_type": problem}))
+    with torch.inference_mode():
+        outputs = model(**tokenizer(good_answer(1), truncation=True, return_tensors="pt")).logits[0, 1]
+    wanted = outputs if problem == "regression" else outputs.sigmoid()
+    found = Discriminator(tmp_path, label="LABEL_1").score([good_answer(1)])
+    assert found == pytest.approx([wanted.item()], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_tokenizer_that_cannot_pad_is_refused_before_captions_are_read(tmp_path):
+    _, tokenizer = save_classifier(tmp_path, 2)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(DataError) as caught:
+        Discriminator(tmp_path)
+    assert caught.value.where == str(tmp_path)

@@ -70,3 +70,58 @@ def test_a_directory_without_a_classifier_is_reported(tmp_path):
     with pytest.raises(DataError) as caught:
         HuggingFaceModel(tmp_path)
     assert caught.value.where == str(tmp_path)
+
+
+def changed(directory, path, weights=None, **facts):
+    """A copy of a classifier's directory with other facts in its config.json, and without some weights."""
+    from safetensors.torch import load_file, save_file
+
+    for one in directory.iterdir():
+        (path / one.name).write_bytes(one.read_bytes())
+    config = json.loads((directory / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, **facts}))
+    kept = {name: value for name, value in load_file(directory / "model.safetensors").items() if name != weights}
+    save_file(kept, path / "model.safetensors", {"format": "pt"})
+    return path
+
+
+def test_a_classifier_without_its_head_is_refused_as_its_routes_would_be_random(directory, tmp_path):
+    with pytest.raises(DataError) as caught:
+        HuggingFaceModel(changed(directory, tmp_path, "classifier.weight"))
+    assert caught.value.value == ("classifier.weight",)
+
+
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
+def test_outputs_that_are_not_shares_of_one_are_refused(directory, tmp_path, problem):
+    with pytest.raises(DataError) as caught:
+        HuggingFaceModel(changed(directory, tmp_path, problem_type=problem))
+    assert caught.value.value == problem
+
+
+@pytest.mark.parametrize("names", [["physics", "other", "life"], {"1": "physics", "2": "other", "3": "life"}])
+def test_labels_in_another_form_are_reported(directory, tmp_path, names):
+    with pytest.raises(DataError) as caught:
+        HuggingFaceModel(changed(directory, tmp_path, id2label=names))
+    assert caught.value.where == str(tmp_path)
+
+
+def test_one_label_is_refused_as_it_would_be_sure_of_everything(tmp_path, directory):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig.from_pretrained(directory)
+    config.id2label, config.label2id = {0: "physics"}, {"physics": 0}
+    changed(directory, tmp_path)
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(DataError) as caught:
+        HuggingFaceModel(tmp_path)
+    assert caught.value.value == ("physics",)
+
+
+def test_a_text_is_cut_to_the_positions_of_the_model_where_the_tokenizer_does_not_say(directory, tmp_path):
+    changed(directory, tmp_path)
+    said = json.loads((directory / "tokenizer_config.json").read_text())
+    del said["model_max_length"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    texts = [TEXTS[0][1] * 20], [TEXTS[0][2]]
+    found = [HuggingFaceModel(one).probabilities(*texts).tolist() for one in (directory, tmp_path)]
+    assert found[0] == found[1]
