@@ -55,7 +55,7 @@ def _options(parser: Parser) -> None:
         type=number(lambda dpi: LEAST_DPI <= dpi <= MOST_DPI, f"a number from {LEAST_DPI} to {MOST_DPI}, such as 150"),
         default=150.0,
         metavar="N",
-        help="resolution of the crops, in pixels an inch (150)",
+        help="resolution of the crops, in pixels per inch (150)",
     )
     parser.add_argument(
         "--seconds",

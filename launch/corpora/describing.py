@@ -27,7 +27,11 @@ def add_describing(parser: Parser) -> None:
     add = parser.add_argument_group(
         "captions", "describe the crops by vision models on servers (see docs/captions_describe.md)"
     ).add_argument
-    add("--captioners", metavar="FILE", help="YAML file with a captioner for each route; without it no caption is made")
+    add(
+        "--captioners",
+        metavar="FILE",
+        help="YAML file with a captioner for each route; without it no captions are made",
+    )
     add("--prompts", metavar="FILE", help="YAML file with prompts, in place of the built-in ones")
     add("--words", type=whole_number(1), metavar="N", help="longest caption that prompts ask for (1000)")
     add("--image-only", action="store_true", default=None, help="leave the document's text out of prompts")
@@ -35,7 +39,7 @@ def add_describing(parser: Parser) -> None:
     add("--most-requests", type=whole_number(1), metavar="N", help="most answers, over all starts")
     add("--most-tokens", type=whole_number(1), metavar="N", help="most tokens of prompts and answers, over all starts")
     add("--most-money", type=above_zero("100"), metavar="X", help="most that answers may cost, by the file's prices")
-    add("--deadline", type=above_zero("3600"), metavar="S", help="seconds after which this start asks nothing more")
+    add("--deadline", type=above_zero("3600"), metavar="S", help="seconds after which this start asks for nothing more")
     add = parser.add_argument_group("quality", "drop captions by rules, and by a classifier").add_argument
     add("--discriminator", metavar="DIR", help="directory of a sequence classifier of transformers")
     add(

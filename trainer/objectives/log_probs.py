@@ -17,12 +17,13 @@ from trainer.model.numerics import log_sum_exp
 
 
 def token_log_probs(model: Decoder, hidden: Tensor, labels: Tensor, chunk: int) -> Tensor:
-    """Log-probabilities of labels under the raw distribution.
+    """Log-probabilities of labels under the model's distribution at temperature 1, before any filter such as top-p.
 
-    Args: model: with the LM head. hidden: [N, H] after the final norm. labels: [N] int64, or IGNORE. chunk: tokens
-        whose logits exist at one time; with more they are computed again in backward.
-    Returns: [N] fp32 (fp64), in nats, 0 where there is no label. In exact arithmetic they equal the engine's, bit for
-        bit.
+    Args: model: with the LM head. hidden: [N, H] after the final norm. labels: [N] int64; IGNORE where there is none.
+        chunk: the most tokens whose logits are in memory together; with more tokens than that, logits are computed
+        again in the backward pass.
+    Returns: [N] in nats, fp32 (fp64 for logits in fp64); 0 where the label is IGNORE. In exact arithmetic these are bit
+        for bit the engine's log-probabilities.
     """
     (found,) = _in_chunks(lambda hidden, labels: (_of_labels(model.logits(hidden), labels)[0],), hidden, labels, chunk)
     return found
@@ -31,8 +32,12 @@ def token_log_probs(model: Decoder, hidden: Tensor, labels: Tensor, chunk: int) 
 def log_probs_and_entropies(
     model: Decoder, hidden: Tensor, labels: Tensor, chunk: int, *, bonus: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """As `token_log_probs`, and the entropies of the distributions, [N] in nats, 0 where there is no label. bonus:
-    entropies carry a gradient."""
+    """Log-probabilities of labels, and the entropies of the distributions that they are taken from.
+
+    Args: as for `token_log_probs`. bonus: let the entropies carry a gradient.
+    Returns: the log-probabilities as `token_log_probs` returns them, and the entropies, [N] in nats, 0 where the label
+        is IGNORE.
+    """
 
     def of_chunk(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = model.logits(hidden)
@@ -46,7 +51,7 @@ def log_probs_and_entropies(
 
 
 def _of_labels(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of labels, and the logarithm of what the exponentials of the logits sum to."""
+    """Log-probabilities of labels, and the log-sum-exp of each row of logits, by which they are normalised."""
     log_z = log_sum_exp(logits)
     found = logits.gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1) - log_z
     return found.where(labels != IGNORE, 0.0), log_z

@@ -29,5 +29,5 @@ def keep_settings(directory: Path, settings: Mapping[str, Any]) -> None:
     if changed := [key for key in sorted({*wanted, *earlier}) if wanted.get(key) != earlier.get(key)]:
         key = changed[0]
         remedy = f"repeat the earlier command, or remove {directory} to do the stage again"
-        text = f"{directory} has work with {key}={earlier.get(key)}, which is now {wanted.get(key)}; {remedy}"
+        text = f"{directory} was made with {key}={earlier.get(key)}, and this command has {wanted.get(key)}; {remedy}"
         raise DataError(text, where=str(directory), value=tuple(changed), allowed=remedy)

@@ -198,7 +198,6 @@ class Beside:
 
 def _late(name: str, question: int, deadline_s: float) -> RolloutError:
     allowed = "a larger rl.deadline_s"
-    text = (
-        f"{name}: a rollout of question {question} was not there in rl.deadline_s={deadline_s:g} seconds; use {allowed}"
-    )
+    late = f"did not arrive within rl.deadline_s={deadline_s:g} seconds"
+    text = f"{name}: a rollout of question {question} {late}; use {allowed}"
     return RolloutError(text, where=name, value=question, allowed=allowed)

@@ -30,7 +30,7 @@ class RolloutError(UserError):
 def other_prompt(engine: str, question: int) -> RolloutError:
     """The error of an answer to another prompt. question: its number in the run."""
     allowed = "check its log, and what is between it and this run"
-    text = f"{engine}: the answer to question {question} is to another prompt than it was given; {allowed}"
+    text = f"{engine}: the answer to question {question} is an answer to another prompt; {allowed}"
     return RolloutError(text, where=engine, value=question, allowed=allowed)
 
 

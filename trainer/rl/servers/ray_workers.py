@@ -108,7 +108,7 @@ class RayWorkers:
             with self._lock:
                 workers = [worker for worker in self._workers if worker.whole]
             if not workers:
-                text = f"{self.name}: all of them died, request {missing[0]} of {len(requests)} has no answer"
+                text = f"{self.name}: all of them died, and request {missing[0]} of {len(requests)} has no answer"
                 remedy = "load the weights again"
                 raise RestartedError(f"{text}; {remedy}", where=self.name, value=missing[0], allowed=remedy)
             shares = [missing[at :: len(workers)] for at in range(len(workers))]
@@ -208,7 +208,7 @@ class RayWorkers:
                     self._replace(waiting[reference])
             if found:
                 return found
-        text = f"no engine was there in {self._start_s:g} s{lost}"
+        text = f"no engine started within {self._start_s:g} s{lost}"
         raise fault(self.name, text, "start", "give the cluster room for them")
 
     def _replace(self, worker: _Worker, requests: int = 0) -> None:

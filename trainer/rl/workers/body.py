@@ -137,10 +137,10 @@ class Body:
             return found.session
         session = self._play(episode)
         if [*session.messages] != [*episode.opening]:
-            raise Differs("it opens in another way when it is played again")
+            raise Differs("it opens differently when it is played again")
         for number, (said, replies) in enumerate(zip(episode.said, episode.replies, strict=True), 1):
             if [*session.step(said)] != [*replies]:
-                raise Differs(f"turn {number} is answered in another way when it is played again")
+                raise Differs(f"turn {number} is answered differently when it is played again")
         return session
 
     def _play(self, episode: Episode) -> Session:

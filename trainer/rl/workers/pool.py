@@ -96,7 +96,9 @@ class Pool:
                 continue
             except TimeoutError:
                 self._replace(place, again=False)
-                text = f"{place.worker.name}: {about}: {what} was not done in {seconds:g} s; look at what it waits for"
+                text = (
+                    f"{place.worker.name}: {about}: {what} was not done within {seconds:g} s; look at what it waits for"
+                )
                 raise WorkerError(text, where=place.worker.name, value=about, allowed="a longer deadline") from None
             finally:
                 with self._lock:
@@ -148,7 +150,7 @@ class Pool:
         try:
             reply = place.built.result(seconds)
         except (TimeoutError, Lost) as error:
-            why = f"it died: {error}" if isinstance(error, Lost) else f"it was not there in {self.start_s:g} s"
+            why = f"it died: {error}" if isinstance(error, Lost) else f"it was not ready within {self.start_s:g} s"
             text = f"{name} was not started: {why}; use {self.remedy}"
             raise WorkerError(text, where=name, value="start", allowed=self.remedy) from None
         if reply.error is not None:

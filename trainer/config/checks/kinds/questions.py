@@ -80,7 +80,7 @@ def _rl(cfg: Config) -> Iterator[Fault]:
     if rl.engine == "lmdeploy":
         yield from served_precision(cfg)
     if rl.engine == "ray" and (experts := cfg.precision.experts) not in EXACT:
-        text = f"precision.experts={experts}: rollout workers of rl.engine=ray have exact arithmetic, which has not"
+        text = f"precision.experts={experts}: rollout workers of rl.engine=ray do not have it"
         yield Fault(f"{text}; use {one_of(EXACT)}", "precision.experts", experts, EXACT)
     yield from _staleness(cfg)
     yield from policy.check(rl, cfg.data.seq_len)
@@ -124,7 +124,7 @@ def _engine(rl: RlConfig) -> Iterator[Fault]:
             text = f"rl.{key} needs rl.engine={one_of(engines)}, and this is rl.engine={rl.engine}; leave it out"
             yield Fault(text, f"rl.{key}", value, (allowed,))
     if rl.placement == "ray" and not rl.environment_workers:
-        text = "rl.placement=ray places workers, and rl.environment_workers=0; use a number of them, or placement=local"
+        text = "rl.placement=ray places workers, and rl.environment_workers=0; use 1 or more, or rl.placement=local"
         yield Fault(text, "rl.environment_workers", 0, "1 or more")
     if rl.engine != "ray" and rl.placement != "ray":
         for key in ("ray_address", "ray_cpus"):

@@ -164,10 +164,10 @@ class Asking:
 
     def _fail(self, question: Question, why: str, asked: Asked) -> None:
         asked.counts["failed"] += 1
-        asked.failures[question.crop.id] = why
+        captioner = self.captioners[question.route]
+        asked.failures[question.crop.id] = f"{why} ({captioner.address})"
         self._in_a_row[question.route] += 1
         if self._in_a_row[question.route] == GIVE_UP:
-            captioner = self.captioners[question.route]
             captioner.stop()  # the other captioners' answers are waited for
             remedy = "check the server and run the command again"
             text = f"the captioner at {captioner.address} failed {GIVE_UP} times in a row ({why}); {remedy}"

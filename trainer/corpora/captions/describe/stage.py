@@ -14,6 +14,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from trainer.config.say import counted
 from trainer.corpora.captions.crops import Crop
 from trainer.corpora.captions.describe.ask import Asked, Asking, Question, asking
 from trainer.corpora.captions.describe.budget import Budget, Cost
@@ -120,7 +121,7 @@ def run_captions(
                 progress(Progress(STAGE, number + 1, len(parts), "records", len(parts) - len(left)))
     if failures:
         remedy = "run the command again to ask about them, or drop them with --drop-failed"
-        text = f"{len(failures):,} crops have no answer, the first one because of {failures[0]!r}; {remedy}"
+        text = f"{counted(len(failures), 'crop')} without an answer, the first one because of {failures[0]}; {remedy}"
         raise DataError(text, where=str(directory), value=len(failures), allowed=remedy)
     return _report(directory, [account for part in parts if (account := _read_account(directory, part))])
 

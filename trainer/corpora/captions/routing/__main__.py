@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.command_line import Parser
-from trainer.config.errors import report
+from trainer.config.errors import CommandError, report
+from trainer.config.say import counted
 from trainer.corpora.captions.routing.corpus import BUILT_IN, download, read_packages, read_texts
 from trainer.corpora.captions.routing.fit import Labelled, fit
 from trainer.corpora.captions.routing.measure import measure, table
@@ -36,7 +37,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--packages", type=Path, default=BUILT_IN, metavar="FILE", help="list of packages, as YAML")
     try:
         _act(parser.read(sys.argv[1:] if words is None else words))
-    except (DataError, OSError) as error:
+    except (CommandError, DataError, OSError) as error:
         return report(error, started=True)
     return 0
 
@@ -46,7 +47,7 @@ def _act(options: argparse.Namespace) -> None:
     paths: list[Path] = options.paths
     if not wanted[0] <= len(paths) <= wanted[1]:
         form = {"download": "WHEELS", "train": "WHEELS MODEL", "measure": "MODEL [WHEELS]"}[options.action]
-        raise DataError(f"{options.action}: give {form}", where=options.action, allowed=form)
+        raise CommandError(f"{options.action}: give {form}", where=options.action, allowed=form)
     packages = read_packages(options.packages)
     if options.action == "download":
         download(packages, paths[0])
@@ -68,7 +69,7 @@ def _act(options: argparse.Namespace) -> None:
             held_out = read_texts(packages, paths[1], "held_out", _print)
             model = replace(model, facts={**model.facts, **_figures(model, held_out)})
     for name, size in DOCUMENTS.items():
-        print(f"\n{size} texts together as a document's crops\n\n{table(model.facts[name])}")
+        print(f"\n{counted(size, 'text')} taken as the crops of a document\n\n{table(model.facts[name])}")
 
 
 def _figures(model: TextModel, held_out: Sequence[Labelled]) -> dict[str, Any]:

@@ -93,9 +93,9 @@ def table(figures: dict[str, Any]) -> str:
         if found["texts"]:
             lines.append(f"| {name} | {found['texts']} | {found['accuracy']:.3f} | {found['science']:.3f} |")
     lines += ["", f"mean over the subjects: {figures['all']['mean_of_subjects']:.3f}"]
-    for name in ("subject", "science"):
+    for name, what in (("subject", "the subject"), ("science", "science")):
         found = figures[f"reliability_of_{name}"]
-        lines += ["", f"probability of the {name}: expected calibration error {found['error']:.3f}", ""]
-        lines += ["| share of texts | mean probability | so |", "|---|---|---|"]
+        lines += ["", f"probability of {what}: expected calibration error {found['error']:.3f}", ""]
+        lines += ["| share of texts | mean probability | true |", "|---|---|---|"]
         lines += [f"| {share:.3f} | {mean:.3f} | {so:.3f} |" for share, mean, so in found["rows"]]
     return "\n".join(lines)

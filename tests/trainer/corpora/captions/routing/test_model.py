@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from trainer.corpora.captions.routing.__main__ import main
 from trainer.corpora.captions.routing.fit import Labelled, calibrate, fit
 from trainer.corpora.captions.routing.measure import measure, reliability, table
 from trainer.corpora.captions.routing.model import BUILT_IN, Calibration, Scored, TextModel
@@ -148,3 +149,16 @@ def test_the_model_of_the_package_names_the_subject_of_captions():
     }
     model = TextModel.load()
     assert [SUBJECTS[model.probabilities([text], [""]).argmax()] for text in captions.values()] == [*captions]
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["weigh", "model.npz"], ["measure", "model.npz", "--wheels=x"], ["train", "wheels"]]
+)
+def test_a_wrong_command_is_one_line_and_2(words, capsys):
+    assert main(words) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_built_in_model_prints_its_figures(capsys):
+    assert main(["measure", str(BUILT_IN)]) == 0
+    assert "| all | 4377 |" in capsys.readouterr().out
