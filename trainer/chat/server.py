@@ -80,7 +80,6 @@ class Server:
         )
         self._base = str(parsed).rstrip("/")
         self._stopped = False
-        self.sent = 0  # requests, repeated ones too
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="chat", daemon=True)
         self._thread.start()
@@ -138,7 +137,6 @@ class Server:
 
     async def _try(self, method: str, path: str, body: Mapping[str, Any] | None) -> bytes:
         started = time.monotonic()
-        self.sent += 1
         try:
             async with (
                 asyncio.timeout(self._timeout),
