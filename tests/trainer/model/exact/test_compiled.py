@@ -14,7 +14,7 @@ from trainer.model.numerics import select_experts
 GENERATOR = torch.Generator().manual_seed(0)
 SIZES = [(1, 1), (7, 5), (24, 61), (64, 64), (300, 200)]  # inner, columns
 
-pytestmark = pytest.mark.skipif(library.library() is None, reason="there is no C compiler")
+pytestmark = pytest.mark.usefixtures("compiled")
 
 
 def numbers(*shape):

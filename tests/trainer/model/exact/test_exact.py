@@ -18,7 +18,6 @@ from trainer.model.attention import document_attention
 from trainer.model.exact.attention import ExactAttention, _key_blocks, attend
 from trainer.model.exact.blocks import KEYS
 from trainer.model.exact.check import dependent_products
-from trainer.model.exact.library import library
 from trainer.model.exact.ops import EXACT
 from trainer.model.exact.switch import compiled_for_few_rows, make_exact, store_for_few_rows
 from trainer.model.experts.fp8_reference import Fp8Reference
@@ -131,7 +130,7 @@ def test_experts_stored_for_few_rows_are_the_same():
     assert torch.equal(logits(model, ids), expected)
 
 
-@pytest.mark.skipif(library() is None, reason="there is no C compiler")
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("exact", [False, True])
 def test_a_model_computes_in_compiled_products_for_a_while(exact):
     model = build(model_config(max_position=400))
