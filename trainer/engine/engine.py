@@ -377,7 +377,7 @@ class Engine:
 
 
 def _alone(request: Request) -> bool:
-    """True where nothing but its tokens distinguishes a prompt from another one."""
+    """Return True if a prompt is described by its tokens alone, so that another with the same tokens may share it."""
     return not request.media and not request.score_prompt
 
 

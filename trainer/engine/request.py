@@ -82,7 +82,7 @@ class Scores:
 
     @staticmethod
     def alone(log_probs: Sequence[float]) -> Scores:
-        """Without alternatives."""
+        """Log-probabilities without alternatives."""
         places = len(log_probs)
         return Scores(
             np.array(log_probs, np.float32), np.zeros((places, 0), np.int64), np.zeros((places, 0), np.float32)

@@ -144,9 +144,9 @@ def norm_rotary(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float)
 
 
 def log_sum_exp(logits: Tensor) -> Tensor:
-    """logsumexp over the last dimension, [N, V] -> [N], with the bits of a row whatever is beside it.
+    """logsumexp over the last dimension, [N, V] -> [N]; a row has the same bits whatever other rows there are.
 
-    torch (2.13, on a CPU) divides the sum of one long row alone among its threads, and of several rows none.
+    On a CPU, torch (2.13) splits the sum of a single long row among threads, but never the sums of several rows.
     """
     if len(logits) == 1:
         return torch.logsumexp(logits.expand(2, -1), dim=-1)[:1]

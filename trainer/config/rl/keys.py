@@ -30,18 +30,19 @@ class RlConfig:
     # what answers; embedded: the run's own modules, on its own ranks; lmdeploy: LMDeploy's api_server at rl.url; ray:
     # rl.rollout_workers engines with weights of their own, on the machines of a Ray cluster
     engine: Engine = "embedded"
-    # lmdeploy: the server's address, such as http://localhost:23333, or those of several with commas between them
+    # lmdeploy: the server's address, such as http://localhost:23333, or several addresses separated by commas
     url: str = _free("")
     bucket_mb: int = _free(512)  # lmdeploy, ray: the most weights in one message, MiB
     # lmdeploy: how weights are sent; buckets: as memory that a server on this machine opens; distributed: through a
     # process group with the server's workers, NCCL between GPUs, which may be on other machines
     sync: Literal["buckets", "distributed"] = _free("buckets")
-    rollout_workers: int = _free(1)  # ray: the engines
+    rollout_workers: int = _free(1)  # ray: the number of engines
     # processes of each rank that play rl.environment, or without it compute rl.reward; 0: the run's own process does
     environment_workers: int = _free(0)
-    # where these are; local: on the machine of their rank, ray: on the machines of a Ray cluster
+    # where environment workers are; local: on the machine of their rank, ray: on the machines of a Ray cluster
     placement: Literal["local", "ray"] = _free("local")
-    # ray: the cluster; auto: one that runs, of RAY_ADDRESS or on this machine; local: a new one, for this run alone
+    # ray: the cluster, as HOST:PORT; auto: the running one, of RAY_ADDRESS or on this machine; local: a new one, for
+    # this run alone
     ray_address: str = _free("auto")
     ray_cpus: float = _free(1.0)  # ray: cores that are reserved for each worker
     ray_gpus: float = _free(0.0)  # ray: GPUs that are reserved for each rollout worker; 0: it computes on cores

@@ -97,7 +97,7 @@ ENVIRONMENT = ("tools", "reward", "turns", "calls", "longest", "system", "guide"
 def read_options(text: str, where: str) -> Any | Fault:
     """The options that a text gives: YAML such as `{name: math, seconds: 5}`; else the text is the name.
 
-    1e-6 is a number, as in YAML 1.2, and 010 and 1:30 are none: YAML 1.1 reads them as 8 and 90. A key that is given
+    1e-6 is a number, as in YAML 1.2, and 010 and 1:30 are texts: YAML 1.1 reads them as 8 and 90. A key that is given
     twice is a fault."""
     if not text.lstrip().startswith("{"):
         return {"name": text}

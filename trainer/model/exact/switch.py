@@ -54,9 +54,11 @@ def store_for_few_rows(model: Decoder) -> Decoder:
 
 @contextmanager
 def compiled_for_few_rows(model: Decoder) -> Iterator[None]:
-    """Inside, whatever the mode, a model in fp32 on a CPU computes in compiled products of matrices that are stored
-    column by column, outside autograd: a few rows take a third of the time. The copies take as much memory as the
-    matrices. Others, and models with adapters, stay as they are; so do experts that are quantised."""
+    """Compute with compiled products, outside autograd and in any mode, from copies of the matrices that are stored
+    column by column: a few rows then take a third of the time.
+
+    For models in fp32 on a CPU; other models, those with adapters, and quantised experts stay as they are. The copies
+    take as much memory as the matrices."""
     plain = all(not isinstance(of, nn.Module) for block in model.blocks for of in (
         block.attention.into, block.attention.out_of, block.moe.experts.backend))  # fmt: skip
     if not plain or not all(compiles(weight.data) for weight in _matrices(model)):

@@ -37,7 +37,7 @@ class Ahead:
         return [found[number] for number in wanted], waited
 
     def stop(self) -> None:
-        """Before the weights change, or the rollouts are saved: none is under way behind this."""
+        """Stop all rollouts that are under way, before the weights change or the rollouts are saved."""
         self.background.stop()
 
     def held(self) -> list[Held]:

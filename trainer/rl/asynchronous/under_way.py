@@ -78,7 +78,7 @@ class UnderWay(ABC, Generic[D]):
         return more
 
     def stop(self) -> None:
-        """No request is running."""
+        """Count all requests as stopped."""
         self._running.clear()
 
     def ended(self, number: int) -> bool:

@@ -52,7 +52,7 @@ class _Place:
 @dataclass
 class Pool:
     """As many workers as `count`, made by `make` with their names. kind: of worker, for these names. remedy: where they
-    do not start. Threads may ask at one time."""
+    do not start. Several threads may ask at the same time."""
 
     make: Callable[[str], Worker]
     count: int
@@ -81,8 +81,8 @@ class Pool:
     def ask(
         self, what: str, *arguments: Any, about: str, prefer: Worker | None = None, seconds: float | None = None
     ) -> tuple[Any, Worker]:
-        """The result of a method of `Body`, and the worker that it is of. A worker that dies is replaced, and another
-        one is asked.
+        """Return the result of a method of `Body`, and the worker that gave it. A worker that dies is replaced, and
+        another one is asked.
 
         about: the request, in errors. prefer: asked if it lives; otherwise the one with the fewest requests is.
         seconds: after which the worker is killed. Raises WorkerError, and what the method raises."""
